@@ -1,0 +1,72 @@
+"""Threshold methods: from what was seen of a value to the range worth representing. One file per method."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, ClassVar, Protocol
+
+from bitwright.calibrate.statistics import ValueStatistics
+from bitwright.errors import NumericsError
+from bitwright.numerics.spec import QuantSpec
+from bitwright.registry import Registry
+
+# Without it, `import *` would replace the built-in `max` by the file of that name.
+__all__ = ["METHODS", "Method", "method_name", "parse_method"]
+
+
+class Method(Protocol):
+    """A frozen dataclass with at most one field (its parameter), registered under the name of its file."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def range(self, statistics: ValueStatistics, spec: QuantSpec) -> tuple[float, float]:
+        """The range (lo, hi) of *statistics* that *spec* should represent, real units, lo <= hi.
+
+        *statistics*: of a value of which at least one element was seen. The range lies within the exact extremes, if
+        *spec* is asymmetric, else within (-A, A), A being the exact max |x|. All zeros give (0, 0).
+        """
+        ...
+
+
+METHODS: Registry[type[Method]] = Registry("threshold method")
+
+_SPELLING = re.compile(r"\s*([a-z_]+?)\s*(?:\(\s*([^()]*?)\s*\)|(\d{2,}))?\s*")
+
+
+def parse_method(text: str) -> Method:
+    """The method spelled *text*: `kl`, `percentile(99.9)`, `aciq(gauss)`; `percentile9999` means percentile(99.99).
+
+    *raises* `UnknownName` for an unknown method, `NumericsError` for a parameter that it does not take.
+    """
+    match = _SPELLING.fullmatch(text)
+    name, argument, digits = match.groups() if match else (text, None, None)
+    method = METHODS.get(name, where="threshold method")
+    if digits is not None:
+        argument = f"{digits[:2]}.{digits[2:]}"
+    if argument is None:
+        return method()
+    parameters = fields(method)
+    try:
+        (parameter,) = parameters
+        return method(float(argument) if isinstance(parameter.default, float) else argument)  # type: ignore[call-arg]
+    except ValueError as error:
+        raise NumericsError(
+            f"threshold method {text!r}",
+            expected=f"{name}({parameters[0].name})" if parameters else f"{name}, which has no parameter",
+            found=f"the parameter {argument!r}",
+            remedy="Correct the parameter, or leave it out.",
+        ) from error
+
+
+def method_name(method: Method) -> str:
+    """How *method* is spelled: the inverse of `parse_method`."""
+    name = next(name for name in METHODS if METHODS.find(name) is type(method))
+    return name + "".join(f"({getattr(method, parameter.name)})" for parameter in fields(method))
+
+
+# A file in this folder registers itself: nothing else has to name it.
+for _file in iter_modules(__path__):
+    import_module(f"{__name__}.{_file.name}")

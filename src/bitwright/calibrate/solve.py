@@ -1,0 +1,228 @@
+"""From a plan without parameters and the statistics to a plan with them. Never touches the calibration data.
+
+Everything is cached by what it depends on, so that solving a plan which differs from an earlier one in a few methods or
+precisions costs a few look-ups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bitwright.calibrate.observers import parse_method
+from bitwright.calibrate.statistics import Statistics
+from bitwright.errors import DataError
+from bitwright.graph.graph import Graph, Reader, Value
+from bitwright.graph.op import Role
+from bitwright.numerics.affine import THRESHOLD_FLOOR, qparams_from_range
+from bitwright.numerics.spec import QParams, QuantSpec
+from bitwright.plan.plan import OpEntry, Plan, ValueEntry
+from bitwright.plan.target import Precision, Target
+
+#: A shift-only target lowers its shift while more than this share of the biases overflow (docs/numerics.md §5.3).
+BIAS_OVERFLOW_SHARE = 0.03
+
+
+class Solver:
+    """Solves plans for one graph, target and set of statistics."""
+
+    def __init__(self, graph: Graph, target: Target, statistics: Statistics) -> None:
+        self.graph, self.target, self.statistics = graph, target, statistics
+        self._activations: dict[tuple[str, str, Precision], QParams] = {}
+        self._constants: dict[tuple[str, QuantSpec], QParams] = {}
+
+    def solve(self, plan: Plan) -> Plan:
+        """*plan* with parameters for every value that something quantizes.
+
+        Operators that the target's rules force to float are float in the result, with the reason; then the rest is
+        solved again, until nothing changes. *raises* `DataError` if a value was never calibrated.
+        """
+        while True:
+            values = self._activation_entries(plan)
+            values, refused = self._weight_entries(plan, values)
+            if not refused:
+                return replace(plan, values=values)
+            for group, why in refused.items():
+                plan = plan.with_precision([group], "float", why)
+
+    # --- activations -----------------------------------------------------------------------------------------
+
+    def _activation_entries(self, plan: Plan) -> dict[str, ValueEntry]:
+        values: dict[str, ValueEntry] = {}
+        for name, entry in plan.values.items():
+            q: QParams | None = None
+            if entry.role == "activation" and entry.same_as is not None:
+                source = values.get(entry.same_as)
+                q = None if source is None else source.qparams
+            if q is None and entry.role == "activation":
+                q = self.activation(name, entry.method, self._width(plan, name))
+            elif entry.role == "constant":
+                q = self._constant(name, self._width(plan, name))
+            values[name] = replace(entry, qparams=q)
+        return values
+
+    def _width(self, plan: Plan, name: str) -> Precision:
+        """The precision of a value: its producer's; if that is float, the widest of its quantized readers'."""
+        value = self.graph.value(name)
+        made = None if value.producer is None else plan.ops[value.producer].precision
+        if made in ("int8", "int16"):
+            return made
+        return "int16" if any(plan.ops[r.op].precision == "int16" for r in value.readers) else "int8"
+
+    def activation(self, name: str, method: str, precision: Precision) -> QParams:
+        """Parameters of activation *name* by threshold *method*."""
+        key = (name, method, precision)
+        if key not in self._activations:
+            if name not in self.statistics:
+                raise DataError(
+                    f"value {name}",
+                    expected="calibration statistics",
+                    found="none",
+                    remedy="Calibrate again with this model.",
+                )
+            seen = self.statistics[name]
+            spec = self.target.activation_spec(precision, nonnegative=seen.minimum >= 0)
+            low, high = parse_method(method).range(seen, spec)
+            self._activations[key] = qparams_from_range(spec, [low], [high])
+        return self._activations[key]
+
+    def _constant(self, name: str, precision: Precision) -> QParams:
+        x = self.graph.constant(name)
+        low, high = _extremes(name, x)
+        return self._cached(name, self.target.activation_spec(precision, nonnegative=low >= 0), [low], [high])
+
+    def _cached(self, name: str, spec: QuantSpec, low: Sequence[float], high: Sequence[float]) -> QParams:
+        key = (name, spec)
+        if key not in self._constants:
+            self._constants[key] = qparams_from_range(spec, low, high)
+        return self._constants[key]
+
+    # --- weights and biases ----------------------------------------------------------------------------------
+
+    def _weight_entries(
+        self, plan: Plan, values: Mapping[str, ValueEntry]
+    ) -> tuple[dict[str, ValueEntry], dict[str, str]]:
+        """Entries with weights and biases solved, and the groups that must become float: group -> reason."""
+        solved, refused = dict(values), dict[str, str]()
+        for name, entry in values.items():
+            if entry.role != "weight":
+                continue
+            value = self.graph.value(name)
+            readers = [r for r in value.readers if r.role is Role.WEIGHT and _quantized(plan.ops[r.op])]
+            if not readers:
+                solved[name] = replace(entry, qparams=None, why="only float operators read it")
+            elif self.target.rescale.form == "shift":
+                q, why = self._shifted_weight(values, value, readers[0], alone=len(readers) == 1)
+                solved[name] = replace(entry, qparams=q, why=why)
+                if q is None:
+                    refused.update({plan.ops[r.op].group: why for r in readers})
+            else:
+                solved[name] = replace(entry, qparams=self._weight(value, readers[0]))
+        for name, entry in values.items():
+            if entry.role == "bias":
+                solved[name] = self._bias_entry(plan, solved, name, entry)
+        return solved, refused
+
+    def _weight(self, value: Value, reader: Reader) -> QParams:
+        x = self.graph.constant(value.name)
+        axis = self.graph.op(reader.op).weight_axis(reader.index, x.dim())
+        spec = self.target.weight_spec(axis)
+        if (value.name, spec) in self._constants:
+            return self._constants[(value.name, spec)]
+        top = _channel_peaks(value.name, x, spec.axis)
+        return self._cached(value.name, spec, [-t for t in top], top)
+
+    def _shifted_weight(
+        self, values: Mapping[str, ValueEntry], value: Value, reader: Reader, *, alone: bool
+    ) -> tuple[QParams | None, str]:
+        """Weight scale s_out * 2^-r / s_in with the largest r that fits (docs/numerics.md §5.3), or None and why not."""
+        if not alone:
+            return None, f"{self.target.name}: weight {value.name} is shared, but its scale depends on the operator"
+        inputs = self.graph.op_inputs(reader.op)
+        source = values.get(inputs[0] or "")
+        result = values.get(self._group_output(values, reader.op) or "")
+        if source is None or source.qparams is None or result is None or result.qparams is None:
+            return None, f"{self.target.name}: no output scale that a shift could lead to"
+        ratio = result.qparams.scale[0] / source.qparams.scale[0]
+        peak = max(_channel_peaks(value.name, self.graph.constant(value.name), None)[0], THRESHOLD_FLOOR)
+        r = math.floor(math.log2(127 * ratio / peak))
+        bias = self._bias_of(reader.op, inputs)
+        while r >= 0 and bias is not None and _overflow_share(bias, result.qparams.scale[0] * 2.0**-r) > BIAS_OVERFLOW_SHARE:
+            r -= 1
+        if r < 0:
+            return None, f"{self.target.name}: the weight would need a left shift by {-r}"
+        spec = self.target.weight_spec(None)
+        return QParams(spec, (ratio * 2.0**-r,), (0,)), f"shift {r}"
+
+    def _bias_of(self, op: str, inputs: Sequence[str | None]) -> Tensor | None:
+        for i, name in enumerate(inputs):
+            if name is not None and self.graph.op(op).role(i) is Role.BIAS and self.graph.value(name).is_constant:
+                return self.graph.constant(name)
+        return None
+
+    def _group_output(self, values: Mapping[str, ValueEntry], op: str) -> str | None:
+        """The first value at or after *op*'s output that has an entry: where its accumulator is rescaled."""
+        name = self.graph.op(op).outputs[0]
+        while name not in values:
+            readers = self.graph.value(name).readers
+            if len(readers) != 1:
+                return None
+            name = self.graph.op(readers[0].op).outputs[0]
+        return name
+
+    def _bias_entry(self, plan: Plan, values: Mapping[str, ValueEntry], name: str, entry: ValueEntry) -> ValueEntry:
+        """A bias joins the accumulator: scale = input scale x weight scale, zero point 0."""
+        readers = [r for r in self.graph.value(name).readers if r.role is Role.BIAS and _quantized(plan.ops[r.op])]
+        if not readers:
+            return replace(entry, qparams=None, why="only float operators read it")
+        if len(readers) > 1:
+            return replace(entry, qparams=None, why="shared by several operators with accumulators of their own")
+        inputs = self.graph.op_inputs(readers[0].op)
+        x, w = (values.get(n or "") for n in inputs[:2])
+        if x is None or x.qparams is None or w is None or w.qparams is None:
+            return replace(entry, qparams=None, why="its operator has no quantized input or weight")
+        count = self.graph.constant(name).numel()
+        scales = w.qparams.scale if len(w.qparams.scale) in (1, count) else (max(w.qparams.scale),)
+        scale = tuple(float(torch.tensor(x.qparams.scale[0] * s, dtype=torch.float32)) for s in scales)
+        if min(scale) <= 0:
+            return replace(entry, qparams=None, why="the accumulator's step is below float32")
+        spec = self.target.bias_spec(0 if len(scale) > 1 else None)
+        peak = float(self.graph.constant(name).detach().abs().max()) if count else 0.0
+        if spec.dtype.bits == 32 and peak / min(scale) >= spec.dtype.qmax:
+            return replace(entry, qparams=None, why="does not fit into int32 at the accumulator's scale")
+        return replace(entry, qparams=QParams(spec, scale, (0,) * len(scale)))
+
+
+def _quantized(entry: OpEntry) -> bool:
+    return entry.precision != "float"
+
+
+def _overflow_share(bias: Tensor, scale: float) -> float:
+    """The share of *bias* that exceeds int16 at *scale*."""
+    return float((bias.detach().abs() / scale > 32767).float().mean())
+
+
+def _extremes(name: str, x: Tensor) -> tuple[float, float]:
+    x = x.detach()
+    if x.numel() == 0 or not bool(torch.isfinite(x).all()):
+        raise DataError(
+            f"constant {name}",
+            expected="finite numbers",
+            found="NaN, infinity or nothing",
+            remedy="Check the model's weights.",
+        )
+    return float(x.min()), float(x.max())
+
+
+def _channel_peaks(name: str, x: Tensor, axis: int | None) -> list[float]:
+    """Largest magnitude of each channel of *axis* (or of everything)."""
+    _extremes(name, x)
+    magnitude = x.detach().abs()
+    if axis is None:
+        return [float(magnitude.max())]
+    peaks: list[float] = magnitude.movedim(axis, 0).flatten(1).amax(1).tolist()
+    return peaks

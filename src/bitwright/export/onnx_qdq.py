@@ -1,0 +1,151 @@
+"""The quantized model as ONNX: QuantizeLinear/DequantizeLinear pairs at the values that a plan quantizes.
+
+For a value V: `V_quantized` holds the codes, `V_dequantized` what quantized readers read, `V_scale` and `V_zero_point` the
+parameters. Operator outputs and the graph's inputs and outputs keep their names, with one unavoidable exception: where a
+graph output V is quantized, V must be what leaves the graph, so V is what DequantizeLinear writes and the operator's own
+result is called `V_raw`. A name that the model already has is avoided by a number at the end.
+
+The file says half-even rounding, because that is what QuantizeLinear means; a target that rounds otherwise cannot be
+expressed (docs/numerics.md §6).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper
+
+from bitwright.errors import ModelError
+from bitwright.export.edit import all_names, drop_unread, fresh_name, rename_reads
+from bitwright.export.onnx_float import FloatModel, float_model
+from bitwright.export.writer import initializer, signed, to_numpy
+from bitwright.graph.graph import OUTPUT, Graph, Value
+from bitwright.graph.replay import Reads
+from bitwright.numerics.affine import quantize
+from bitwright.numerics.spec import QParams
+from bitwright.plan.plan import Plan
+from bitwright.plan.reads import is_made_quantized, quantized_reads
+
+#: Metadata of a node that writes codes: the value of the graph that it quantizes.
+VALUE_KEY = "bitwright.value"
+
+
+def export_qdq(graph: Graph, plan: Plan) -> onnx.ModelProto:
+    """The ONNX model of *graph* in which every read that *plan* quantizes goes through a Q/DQ pair.
+
+    Weights and biases are stored as codes; their float originals only where a float operator still reads them.
+    *raises* `ModelError` if an operator cannot be translated, or a quantized value is not float32.
+    """
+    reads = quantized_reads(graph, plan)
+    source = float_model(graph, reads)
+    _Inserter(graph, plan, reads, source).run()
+    return signed(source.model, {"bitwright.target": plan.target})
+
+
+class _Inserter:
+    """Puts the pairs into one float model, in place."""
+
+    def __init__(self, graph: Graph, plan: Plan, reads: Reads, source: FloatModel) -> None:
+        self.graph, self.plan, self.reads, self.source = graph, plan, reads, source
+        self.model = source.model.graph
+        self.taken = all_names(self.model)
+        self.initializers: list[onnx.TensorProto] = []
+        self.before: list[onnx.NodeProto] = []  # pairs of graph inputs and constants
+        self.after: dict[str, list[onnx.NodeProto]] = {}  # model name of a produced value -> its pair
+        self.dequantized: dict[str, str] = {}  # model name of a value -> name of its dequantized copy
+        self.everywhere: set[str] = set()  # values whose every reader reads the copy
+        self.raw: dict[str, str] = {}  # quantized graph outputs -> what their operator's result is called
+        self.edges = {(source.name(value), op) for value, op in reads}
+
+    def run(self) -> None:
+        for name in dict.fromkeys(value for value, _ in self.reads):
+            q = self.plan.qparams(name)
+            assert q is not None
+            self._insert(self.graph.value(name), q)
+        constants = {self.source.name(n) for n, _ in self.reads if self.graph.value(n).is_constant}
+        nodes = [*self.before]
+        for node in self.model.node:
+            self._redirect(node)
+            nodes.append(node)
+            for i, name in enumerate(node.output):
+                nodes += self.after.get(name, [])
+                node.output[i] = self.raw.get(name, name)
+        rebuilt = [_copy(n) for n in nodes]
+        del self.model.node[:]
+        self.model.node.extend(rebuilt)
+        self.model.initializer.extend(self.initializers)
+        drop_unread(self.model, constants)
+
+    # --- one value -------------------------------------------------------------------------------------------
+
+    def _insert(self, value: Value, q: QParams) -> None:
+        name = self.source.name(value.name)
+        if value.info.dtype not in (torch.float32, None):
+            raise ModelError(
+                f"value {value.name}",
+                expected="float32, the only type that QuantizeLinear pairs are written for",
+                found=str(value.info.dtype),
+                remedy="Convert the model to float32.",
+            )
+        copy = fresh_name(f"{name}_quantized", self.taken)
+        if value.is_constant:
+            codes = quantize(self.graph.constant(value.name).detach(), q)
+            self.initializers.append(initializer(copy, to_numpy(codes)))
+            self.dequantized[name] = fresh_name(f"{name}_dequantized", self.taken)
+            self.before.append(self._pair(name, name, copy, q)[1])
+            return
+        source = name
+        if (value.name, OUTPUT) in self.reads:
+            source = self.raw[name] = fresh_name(f"{name}_raw", self.taken)
+            self.dequantized[name] = name
+        else:
+            self.dequantized[name] = fresh_name(f"{name}_dequantized", self.taken)
+        if is_made_quantized(self.plan, value):
+            self.everywhere.add(name)
+        pair = self._pair(name, source, copy, q)
+        entry = pair[0].metadata_props.add()
+        entry.key, entry.value = VALUE_KEY, value.name
+        if value.producer is None:
+            self.before += pair
+        else:
+            self.after[name] = [*pair]
+
+    def _pair(self, name: str, source: str, copy: str, q: QParams) -> tuple[onnx.NodeProto, onnx.NodeProto]:
+        """QuantizeLinear and DequantizeLinear of value *name* (for constants, only the second is used)."""
+        axis = {} if q.spec.axis is None else {"axis": q.spec.axis}
+        parameters = self._parameters(name, q)
+        first = helper.make_node("QuantizeLinear", [source, *parameters], [copy], name=copy, **axis)
+        result = self.dequantized[name]
+        named = fresh_name(f"{name}_dequantized", self.taken) if result == name else result
+        second = helper.make_node("DequantizeLinear", [copy, *parameters], [result], name=named, **axis)
+        return first, second
+
+    def _parameters(self, name: str, q: QParams) -> tuple[str, str]:
+        """Names of the scale and zero point, stored as one number or one for each channel."""
+        scale = np.array(q.scale, np.float32)
+        zero = np.array(q.zero_point, np.dtype(q.spec.dtype.name))
+        if q.spec.axis is None:
+            scale, zero = scale.reshape(()), zero.reshape(())
+        names = fresh_name(f"{name}_scale", self.taken), fresh_name(f"{name}_zero_point", self.taken)
+        self.initializers += [initializer(names[0], scale), initializer(names[1], zero)]
+        return names
+
+    # --- readers ---------------------------------------------------------------------------------------------
+
+    def _redirect(self, node: onnx.NodeProto) -> None:
+        """Let *node* read the copies that its operator reads quantized."""
+        owner = next((self.source.owners[o] for o in node.output if o in self.source.owners), None)
+
+        def rename(name: str) -> str:
+            if name in self.everywhere or (name, owner) in self.edges:
+                return self.dequantized[name]
+            return name
+
+        rename_reads(node, rename)
+
+
+def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
+    made = onnx.NodeProto()
+    made.CopyFrom(node)
+    return made

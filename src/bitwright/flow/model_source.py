@@ -1,0 +1,62 @@
+"""Reading a PyTorch model given as `file.py:function` or `module:function`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from bitwright.errors import ModelError
+
+
+def import_object(spec: str, flag: str) -> Any:
+    """The object named by `file.py:name` or `module:name`. *raises* `ModelError`, naming *flag*, with the cause."""
+    place, _, name = spec.rpartition(":")
+    try:
+        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        return getattr(module, name)
+    except Exception as e:
+        raise ModelError(
+            f"{flag} {spec}",
+            expected="file.py:name or module:name that can be imported",
+            found=f"{type(e).__name__}: {e}",
+            remedy="Check the path and the name.",
+        ) from e
+
+
+def import_model(spec: str) -> tuple[str, nn.Module, Any]:
+    """Calls the function *spec*: a name for files, the module, and its example inputs."""
+    function = import_object(spec, "model")
+    try:
+        result = function()
+    except Exception as e:
+        raise ModelError(
+            f"model {spec}",
+            expected="a function that returns (module, example inputs)",
+            found=f"{type(e).__name__}: {e}",
+            remedy="Mend the function.",
+        ) from e
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], nn.Module)):
+        raise ModelError(
+            f"model {spec}",
+            expected="a function that returns (torch.nn.Module, example inputs)",
+            found=type(result).__name__,
+            remedy="Return the module in eval mode together with one batch that it accepts.",
+        )
+    return spec.rpartition(":")[2], result[0], result[1]
+
+
+def _load_file(path: Path) -> ModuleType:
+    loader = importlib.util.spec_from_file_location(path.stem, path)
+    if loader is None or loader.loader is None or not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    module = importlib.util.module_from_spec(loader)
+    sys.modules.setdefault(path.stem, module)
+    sys.path.insert(0, str(path.parent.resolve()))
+    loader.loader.exec_module(module)
+    return module

@@ -1,0 +1,235 @@
+"""Writing what a job found. Each file appears whole or not at all; a folder that cannot be written is noticed first."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from bitwright.errors import OutputError
+from bitwright.export.onnx_float import save_model
+from bitwright.export.tpu_mlir import write_calibration_table, write_qtable
+from bitwright.flow.bench import Bench
+from bitwright.flow.result import Tuned
+from bitwright.plan.plan import Plan
+from bitwright.report.page import Page, Section, write_page
+from bitwright.search.choose import Choice
+from bitwright.search.sensitivity import Sensitivity
+from bitwright.table import Column, Table
+from bitwright.version import __version__
+
+
+def check_writable(folder: Path) -> Path:
+    """Create *folder* and try to write in it. *raises* `OutputError`."""
+    probe = folder / ".bitwright_probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as e:
+        raise OutputError(
+            str(folder), expected="a folder that can be written", found=e.strerror or str(e),
+            remedy="Give another -o/--output.",
+        ) from e
+    return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all. *raises* `OutputError` (full disk, no permission)."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        raise OutputError(
+            str(path), expected="room and permission to write", found=e.strerror or str(e),
+            remedy="Free some space, or give another -o/--output.",
+        ) from e
+
+
+def write_json(path: Path, data: Any) -> None:
+    """`write_text` of JSON."""
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+# --- tables ----------------------------------------------------------------------------------------------------
+
+
+def sensitivity_table(rows: Sequence[Sensitivity], floats: Sequence[str]) -> Table:
+    """Rank, operator, loss by method, best method, precision in the mixed model."""
+    methods = list(rows[0].losses) if rows else []
+    columns = (
+        Column("rank", "rank"),
+        Column("name", "operator"),
+        Column("kind", "kind"),
+        *(Column(f"loss_{m}", m, "loss", 6) for m in methods),
+        Column("method", "best method"),
+        Column("loss", "loss", "", 6),
+        Column("error", "± standard error", "", 6),
+        Column("precision", "precision"),
+        Column("members", "members"),
+    )
+    cells = tuple(
+        {
+            "rank": rank,
+            "name": r.name,
+            "kind": r.kind,
+            **{f"loss_{m}": r.losses.get(m) for m in methods},
+            "method": r.method,
+            "loss": r.loss,
+            "error": r.errors[r.method],
+            "precision": "float" if r.name in floats else "int8",
+            "members": " ".join(r.members),
+        }
+        for rank, r in enumerate(rows, start=1)
+    )
+    return Table("Sensitivity: each operator alone at int8, the rest float", columns, cells)
+
+
+def stage_table(result: Tuned) -> Table:
+    """The final table: float / int8 / int8 + new thresholds / mixed."""
+    titles = {"float": "float", "int8": "int8", "tuned": "int8 + new thresholds", "mixed": "mixed"}
+    labelled = result.bench.dataset.labels is not None
+    columns: tuple[Column, ...] = (Column("model", "model"), Column("cosine", "cosine", "", 6))
+    if labelled:
+        columns += (Column("top1", "top-1", "%", 2), Column("top5", "top-5", "%", 2))
+    columns += (Column("float_ops", "float operators"),)
+    rows = []
+    for key, stage in result.stages.items():
+        row: dict[str, Any] = {"model": titles[key], "cosine": stage.cosine}
+        if stage.accuracy is not None:
+            row |= {"top1": 100 * stage.accuracy.top1, "top5": 100 * stage.accuracy.top5}
+        row["float_ops"] = "all" if stage.plan is None else len(stage.plan.float_groups)
+        rows.append(row)
+    return Table(f"{result.bench.name} on {result.bench.target.name}", columns, tuple(rows))
+
+
+def ops_json(rows: Sequence[Sensitivity], plan: Plan) -> list[dict[str, Any]]:
+    """`ops` of summary.json, in descending order of loss."""
+    return [
+        {
+            "name": r.name,
+            "kind": r.kind,
+            "method": r.method,
+            "loss": r.loss,
+            "rank": rank,
+            "precision": plan.precision(r.name),
+        }
+        for rank, r in enumerate(rows, start=1)
+    ]
+
+
+# --- files of a search -----------------------------------------------------------------------------------------
+
+
+def write_search(
+    folder: Path, bench: Bench, rows: Sequence[Sensitivity], choice: Choice, int8: float
+) -> None:
+    """`NAME_qtable`, `new_cali_table`, `sensitivity.csv` and `search.log`."""
+    write_tables(folder, bench, choice.plan)
+    write_text(folder / "sensitivity.csv", sensitivity_table(rows, choice.float_groups).to_csv())
+    write_text(folder / "search.log", _log(bench, rows, choice, int8))
+
+
+def write_tables(folder: Path, bench: Bench, plan: Plan) -> None:
+    """`NAME_qtable` and `new_cali_table` of *plan*."""
+    samples = bench.calibration_samples
+    write_qtable(folder / f"{bench.name}_qtable", bench.graph, plan, samples=samples)
+    extremes = {n: (s.minimum, s.maximum) for n, s in bench.statistics.items()}
+    write_calibration_table(folder / "new_cali_table", bench.graph, plan, extremes, samples=samples)
+
+
+def _log(bench: Bench, rows: Sequence[Sensitivity], choice: Choice, int8: float) -> str:
+    lines = [f"int8 similarity: {int8:.6f}"]
+    for row in sorted(rows, key=lambda r: list(bench.plan.groups).index(r.name)):
+        lines += [f"operator {row.name}, type {row.kind}, method {m}, loss {loss:.12g}" for m, loss in row.losses.items()]
+        lines.append(f"operator {row.name}, best method {row.method}, best loss {row.loss:.12g}")
+    lines += [
+        f"operator {row.name} is sensitive operator number {rank}, loss {row.loss:.12g}, type {row.kind}"
+        for rank, row in enumerate(rows, start=1)
+    ]
+    lines += [f"with {group} float: similarity {cos:.6f}" for group, cos in choice.steps]
+    lines.append(f"mixed similarity: {choice.similarity:.6f}")
+    lines += [f"not granted: {name}: {why}" for name, why in bench.plan.refusals.items()]
+    return "\n".join(lines) + "\n"
+
+
+# --- files of tune ---------------------------------------------------------------------------------------------
+
+
+def write_tune(folder: Path, result: Tuned, exported: onnx.ModelProto) -> None:
+    """Everything that `tune` promises, the summary last."""
+    bench = result.bench
+    write_search(folder, bench, result.rows, result.choice, result.stages["int8"].cosine)
+    save_model(exported, folder / f"{bench.name}_qdq.onnx")
+    write_json(folder / "plan.json", result.plan.to_json())
+    write_page(folder / "report.html", tune_page(result))
+    write_json(folder / "summary.json", summary(result))
+
+
+def summary(result: Tuned) -> dict[str, Any]:
+    """The contents of summary.json; its keys are stable."""
+    bench = result.bench
+    return {
+        "model": bench.name,
+        "target": bench.target.name,
+        "images": {
+            "calibration": bench.calibration_samples,
+            "inference": bench.inference_samples,
+            "accuracy": 0 if bench.dataset.labels is None else len(bench.dataset),
+        },
+        **{name: stage.to_json() for name, stage in result.stages.items()},
+        "expected_cos": result.expected_cos,
+        "reached": result.reached,
+        "new_thresholds_kept": result.kept_thresholds,
+        "ops": ops_json(result.rows, result.plan),
+        "float_ops": result.choice.float_groups,
+        "not_granted": bench.plan.refusals,
+        "opaque": list(bench.graph.info.opaque),
+        "seconds": {k: round(v, 3) for k, v in result.seconds.items()},
+        "forward_passes": round(bench.evaluator.effort.forward_passes, 2),
+        "runtime_check": result.proof.to_json(),
+        "runtime_check_default": result.proof_default.to_json(),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on."""
+    names = ("torch", "onnx", "onnxruntime", "numpy")
+    return {"bitwright": __version__, "python": platform.python_version(), **{n: version(n) for n in names}}
+
+
+def tune_page(result: Tuned) -> Page:
+    """The report: the final table, the losses, the proof."""
+    bench = result.bench
+    sensitivity = sensitivity_table(result.rows, result.choice.float_groups)
+    steps = Table(
+        "Float operators, in the order they were added",
+        (Column("group", "operator"), Column("cosine", "cosine with it float too", "", 6)),
+        tuple({"group": g, "cosine": c} for g, c in result.choice.steps),
+    )
+    refused = Table(
+        "Not granted by the target",
+        (Column("op", "operator"), Column("why", "reason")),
+        tuple({"op": n, "why": w} for n, w in bench.plan.refusals.items()),
+    )
+    sections = [Section(stage_table(result))]
+    if result.rows:
+        sections += [Section(sensitivity, bar=("name", "loss")), Section(steps)]
+    if refused.rows:
+        sections.append(Section(refused))
+    sections.append(Section(result.proof.table()))
+    subtitle = (
+        f"target {bench.target.name} · {bench.calibration_samples} calibration samples · "
+        f"{bench.inference_samples} inference samples · asked-for cosine {result.expected_cos:g}: "
+        f"{'reached' if result.reached else 'missed'}"
+    )
+    return Page(f"Bitwright: {bench.name}", subtitle, tuple(sections))

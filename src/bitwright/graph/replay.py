@@ -1,0 +1,262 @@
+"""Running a graph under a choice of quantized reads, whole or only downstream of what changed.
+
+This is the one executor of calibration, simulation and search. It executes the graph's own operators, node by node; a
+*read* `(value, operator)` that is listed with parameters is fake-quantized first. Nothing here knows what a plan is.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from bitwright.graph.graph import OUTPUT, Graph
+from bitwright.graph.op import Op
+from bitwright.numerics.affine import fake_quantize
+from bitwright.numerics.spec import QParams
+
+#: (value, operator that reads it) -> parameters of the quantized copy it reads. `OUTPUT` reads graph outputs.
+Reads = Mapping[tuple[str, str], QParams]
+#: Value name -> tensor (or Python integer).
+Environment = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator call: argument positions hold a value name, or a literal where the name is None."""
+
+    op: Op
+    names: tuple[str | None, ...]
+    literals: tuple[Any, ...]
+    outputs: tuple[str, ...]
+    is_tuple: bool
+
+
+class Replay:
+    """A graph flattened into steps. Evaluation mode is the caller's business; no gradients are tracked by `run`."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.steps = [self._step(graph.op_node(name)) for name in graph.op_names]
+        self._constants = {v.name: graph.constant(v.name).detach() for v in graph.values.values() if v.is_constant}
+        self._quantized_constants: dict[tuple[str, str], tuple[QParams, Tensor]] = {}
+        self.outputs = graph.info.outputs
+        self._last_use = self._find_last_use()
+
+    def _step(self, node: fx.Node) -> Step:
+        op = self.graph.get_submodule(str(node.target))
+        assert isinstance(op, Op)
+        names = tuple(self.graph.value_name(a) if isinstance(a, fx.Node) else None for a in node.args)
+        literals = tuple(None if isinstance(a, fx.Node) else a for a in node.args)
+        is_tuple = any(u.op == "call_function" and u.target is operator.getitem for u in node.users)
+        return Step(op, names, literals, op.outputs, is_tuple)
+
+    def _find_last_use(self) -> dict[str, int]:
+        last = {}
+        for i, step in enumerate(self.steps):
+            for name in (*step.names, *step.outputs):
+                if name is not None:
+                    last[name] = i
+        last.update(dict.fromkeys(self.outputs, len(self.steps)))
+        return last
+
+    # --- whole network ---------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        inputs: Mapping[str, Tensor],
+        reads: Reads | None = None,
+        *,
+        keep: Iterable[str] | None = (),
+        observe: Callable[[str, Tensor], None] | None = None,
+    ) -> Environment:
+        """Execute everything. *keep*: values to return besides the outputs; None keeps all of them.
+
+        *inputs*: name -> `[n, ...]`. *observe*: called with every float value (not constants) once, unquantized.
+        *returns*: the kept values as their producers computed them, and the outputs under their names as readers of
+        the graph see them (quantized if `(output, OUTPUT)` is among the reads).
+        """
+        reads = reads or {}
+        kept = None if keep is None else {*keep}
+        env: Environment = dict(inputs)
+        copies: dict[tuple[str, int], Tensor] = {}
+        with torch.no_grad():
+            if observe:
+                for name, x in inputs.items():
+                    if x.is_floating_point():
+                        observe(name, x)
+            for i, step in enumerate(self.steps):
+                self._execute(step, env, reads, copies)
+                for name in step.outputs:
+                    x = env.get(name)
+                    if observe and isinstance(x, Tensor) and x.is_floating_point():
+                        observe(name, x)
+                if kept is not None:
+                    self._release(i, step, env, copies, kept)
+            return self._with_outputs(env, reads, copies)
+
+    def _release(
+        self, i: int, step: Step, env: Environment, copies: dict[tuple[str, int], Tensor], kept: set[str]
+    ) -> None:
+        for name in {*step.names, *step.outputs}:
+            if name is not None and self._last_use[name] == i:
+                if name not in kept:
+                    env.pop(name, None)
+                for key in [k for k in copies if k[0] == name]:
+                    del copies[key]
+
+    def _with_outputs(
+        self, env: Environment, reads: Reads, copies: dict[tuple[str, int], Tensor]
+    ) -> Environment:
+        for name in self.outputs:
+            env[name] = self._read(name, OUTPUT, env, reads, copies)
+        return env
+
+    # --- part of the network ---------------------------------------------------------------------------------
+
+    def rerun(
+        self,
+        cached: Mapping[str, Any],
+        changed: Mapping[str, Any],
+        reads: Reads,
+        *,
+        dirty: Iterable[str] = (),
+        repeat: int = 1,
+        stop_at: Iterable[str] | None = None,
+    ) -> Environment:
+        """Execute only what depends on *changed* values or is one of the *dirty* operators.
+
+        *cached*: all other values, as an earlier `run(..., keep=None)` left them. *repeat*: the changed values hold
+        *repeat* variants stacked along the batch; cached values are repeated to match where they meet. *stop_at*: values
+        after which nothing more is needed. *returns*: the recomputed values, and all outputs.
+        """
+        dirty = set(dirty)
+        wanted = None if stop_at is None else set(stop_at)
+        env = _Overlay(cached, self.graph, repeat)
+        env.update(changed)
+        copies: dict[tuple[str, int], Tensor] = {}
+        last = len(self.steps) if wanted is None else max((self._produced_at[w] for w in wanted), default=-1) + 1
+        with torch.no_grad():
+            for step in self.steps[:last]:
+                touched = any(n in env.changed for n in step.names if n is not None)
+                if (touched or step.op.name in dirty) and not all(o in changed for o in step.outputs):
+                    self._execute(step, env, reads, copies)
+            if wanted is not None:
+                return {w: env[w] for w in wanted}
+            return dict(self._with_outputs(env, reads, copies))
+
+    @cached_property
+    def _produced_at(self) -> dict[str, int]:
+        return {o: i for i, step in enumerate(self.steps) for o in step.outputs}
+
+    def downstream(self, ops: Iterable[str]) -> set[str]:
+        """The operators *ops* and all that depend on their outputs."""
+        found, values = set(ops), set()
+        for step in self.steps:
+            if step.op.name in found or any(n in values for n in step.names if n is not None):
+                found.add(step.op.name)
+                values.update(step.outputs)
+        return found
+
+    @cached_property
+    def _macs(self) -> dict[str, int]:
+        return self.graph.macs()
+
+    def share(self, ops: Iterable[str]) -> float:
+        """The share of the network's MACs that a change of *ops* makes necessary to execute again."""
+        total = sum(self._macs.values())
+        below = self.downstream(ops)
+        if total == 0:
+            return len(below) / max(1, len(self.steps))
+        return sum(self._macs[op] for op in below) / total
+
+    # --- one operator ----------------------------------------------------------------------------------------
+
+    def run_op(self, name: str, env: Environment, reads: Reads) -> None:
+        """Execute one operator on the values in *env* and store its outputs there (unquantized)."""
+        step = next(s for s in self.steps if s.op.name == name)
+        with torch.no_grad():
+            self._execute(step, env, reads, {})
+
+    def _execute(
+        self, step: Step, env: Environment, reads: Reads, copies: dict[tuple[str, int], Tensor]
+    ) -> None:
+        args = [
+            literal if name is None else self._read(name, step.op.name, env, reads, copies)
+            for name, literal in zip(step.names, step.literals, strict=True)
+        ]
+        result = step.op(*args)
+        if step.is_tuple:
+            for name, x in zip(step.outputs, result, strict=False):
+                env[name] = x
+        else:
+            env[step.outputs[0]] = result
+
+    def _read(
+        self,
+        name: str,
+        reader: str,
+        env: Mapping[str, Any],
+        reads: Reads,
+        copies: dict[tuple[str, int], Tensor],
+    ) -> Any:
+        q = reads.get((name, reader))
+        constant = self._constants.get(name)
+        if constant is not None:
+            return constant if q is None else self._quantized_constant(name, reader, constant, q)
+        x = env[name]
+        if q is None:
+            return x
+        key = (name, id(q))
+        if key not in copies:
+            copies[key] = fake_quantize(x, q)
+        return copies[key]
+
+    def _quantized_constant(self, name: str, reader: str, x: Tensor, q: QParams) -> Tensor:
+        held = self._quantized_constants.get((name, reader))
+        if held is None or (held[0] is not q and held[0] != q):
+            held = (q, fake_quantize(x, q))
+            self._quantized_constants[(name, reader)] = held
+        return held[1]
+
+
+class _Overlay(dict[str, Any]):
+    """Changed values over cached ones; a cached value is repeated along its batch axis when it is first read."""
+
+    def __init__(self, cached: Mapping[str, Any], graph: Graph, repeat: int) -> None:
+        super().__init__()
+        self.changed: set[str] = set()
+        self._cached, self._graph, self._repeat = cached, graph, repeat
+        self._repeated: dict[str, Any] = {}
+
+    def __setitem__(self, name: str, x: Any) -> None:
+        super().__setitem__(name, x)
+        self.changed.add(name)
+
+    def update(self, other: Any = (), /, **_: Any) -> None:
+        for name, x in dict(other).items():
+            self[name] = x
+
+    def __missing__(self, name: str) -> Any:
+        if self._repeat == 1:
+            return self._cached[name]
+        if name not in self._repeated:
+            self._repeated[name] = self._expand(name, self._cached[name])
+        return self._repeated[name]
+
+    def _expand(self, name: str, x: Any) -> Any:
+        info = self._graph.value(name).info
+        if not isinstance(x, Tensor):
+            return x * self._repeat if info.scales else x
+        if info.scales:
+            return x * self._repeat
+        if info.batch_axis is None:
+            return x
+        counts = [1] * x.dim()
+        counts[info.batch_axis] = self._repeat
+        return x.repeat(counts)

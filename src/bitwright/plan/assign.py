@@ -1,0 +1,159 @@
+"""From a graph and a target to a plan without parameters: which values are quantized, which operators form a group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bitwright.graph.graph import Graph, Reader, Value
+from bitwright.graph.op import Op, Role
+from bitwright.plan.plan import OpEntry, Plan, ValueEntry, ValueRole
+from bitwright.plan.target import Precision, Target
+
+_QUANTIZED_ROLES = (Role.ACTIVATION, Role.WEIGHT)
+
+
+def assign(graph: Graph, target: Target, *, asked: Mapping[str, Precision] | None = None, method: str = "max") -> Plan:
+    """The plan that quantizes everything *target* allows.
+
+    *asked*: operator name -> precision wished for (default: int8 everywhere). What is not granted is float, with the
+    reason in `OpEntry.why`. *method*: threshold method of every activation, until a search decides otherwise.
+    """
+    quantizable = {op.name for op in graph.ops if _is_quantizable(graph, op)}
+    inner = {v.name for v in graph.values.values() if _stays_in_accumulator(graph, target, v, quantizable)}
+    groups = _groups(graph, inner)
+    ops = {}
+    for op in graph.ops:
+        wish: Precision = (asked or {}).get(op.name, "int8")
+        if op.name in quantizable:
+            precision, why = _grant(target, op.kind, wish)
+        else:
+            precision, why = "float", "computes no real numbers that could be quantized"
+        ops[op.name] = OpEntry(op.kind, groups[op.name], precision, op.name in quantizable, why)
+    ops = _agree_within_groups(ops)
+    values = {}
+    for v in graph.values.values():
+        entry = None if v.name in inner else _entry(graph, v, quantizable - _epilogues(graph, v, inner), method)
+        if entry is not None:
+            values[v.name] = entry
+    return Plan(target.name, values, ops)
+
+
+def _is_quantizable(graph: Graph, op: Op) -> bool:
+    """An operator with a real-valued output and a real-valued input that is not a mere parameter."""
+    names = graph.op_inputs(op.name)
+    reads = any(
+        name is not None and op.role(i) in _QUANTIZED_ROLES and graph.value(name).info.is_float
+        for i, name in enumerate(names)
+    )
+    return reads and any(o in graph.values and graph.value(o).info.is_float for o in op.outputs)
+
+
+def _grant(target: Target, kind: str, wish: Precision) -> tuple[Precision, str]:
+    allowed = target.allowed(kind)
+    if wish in allowed:
+        return wish, ""
+    if wish != "float" and "int16" in allowed and wish == "int8":
+        return "int16", f"{target.name} has no int8 {kind}; int16 is the narrowest it allows"
+    return "float", f"{target.name} does not allow {wish} {kind} (allowed: {', '.join(allowed)})"
+
+
+# --- groups ----------------------------------------------------------------------------------------------------
+
+
+def _stays_in_accumulator(graph: Graph, target: Target, value: Value, quantizable: set[str]) -> bool:
+    """True if *value* goes from one operator to the only one that reads it, and the target joins the two."""
+    if value.producer is None or value.is_output or len(value.readers) != 1 or not value.info.is_float:
+        return False
+    reader = value.readers[0]
+    if not {value.producer, reader.op} <= quantizable:
+        return False
+    how = target.fusable.get((graph.op(value.producer).kind, graph.op(reader.op).kind))
+    return how is not None and _operand_is(how, graph, reader)
+
+
+def _operand_is(how: str, graph: Graph, reader: Reader) -> bool:
+    if how == "always":
+        return True
+    others = [n for i, n in enumerate(graph.op_inputs(reader.op)) if i != reader.index and n is not None]
+    if not all(graph.value(n).is_constant for n in others):
+        return False
+    return how == "constant" or all(graph.constant(n).numel() == 1 for n in others)
+
+
+def _groups(graph: Graph, inner: set[str]) -> dict[str, str]:
+    """Operator -> group name. A group is named after its first operator with weights, else its first."""
+    leader: dict[str, str] = {}
+    members: dict[str, list[str]] = {}
+    for op in graph.ops:
+        joined = [graph.value(n).producer for n in graph.op_inputs(op.name) if n in inner]
+        first = leader[joined[0]] if joined and joined[0] is not None else op.name
+        leader[op.name] = first
+        members.setdefault(first, []).append(op.name)
+    named = {}
+    for names in members.values():
+        weighted = [n for n in names if _has_weight(graph, n)]
+        title = (weighted or names)[0]
+        named.update(dict.fromkeys(names, title))
+    return named
+
+
+def _has_weight(graph: Graph, name: str) -> bool:
+    op = graph.op(name)
+    return any(
+        v is not None and op.role(i) is Role.WEIGHT and graph.value(v).is_constant
+        for i, v in enumerate(graph.op_inputs(name))
+    )
+
+
+def _agree_within_groups(ops: dict[str, OpEntry]) -> dict[str, OpEntry]:
+    """One precision for each group: the widest that a member was given, with that member's reason."""
+    width = {"int8": 0, "int16": 1, "float": 2}
+    chosen: dict[str, OpEntry] = {}
+    for entry in ops.values():
+        held = chosen.get(entry.group)
+        if entry.quantizable and (held is None or width[entry.precision] > width[held.precision]):
+            chosen[entry.group] = entry
+    return {
+        name: OpEntry(e.kind, e.group, chosen[e.group].precision, True, chosen[e.group].why) if e.quantizable else e
+        for name, e in ops.items()
+    }
+
+
+# --- values ----------------------------------------------------------------------------------------------------
+
+
+def _entry(graph: Graph, value: Value, quantizable: set[str], method: str) -> ValueEntry | None:
+    """The entry of *value*, or None if nothing would ever quantize it."""
+    if not value.info.is_float:
+        return None
+    readers = [r for r in value.readers if r.op in quantizable]
+    roles = {r.role for r in readers}
+    if value.is_constant:
+        role = _constant_role(roles)
+        return None if role is None else ValueEntry(role, "max")
+    made_by = value.producer if value.producer in quantizable else None
+    if made_by is None and not roles & {*_QUANTIZED_ROLES}:
+        return None
+    return ValueEntry("activation", method, _shares_with(graph, value, made_by))
+
+
+def _epilogues(graph: Graph, value: Value, inner: set[str]) -> set[str]:
+    """Readers of a constant that work inside an accumulator (a bias added after a product): they read it unquantized."""
+    if not value.is_constant:
+        return set()
+    return {r.op for r in value.readers if any(n in inner for n in graph.op_inputs(r.op))}
+
+
+def _constant_role(roles: set[Role]) -> ValueRole | None:
+    if Role.WEIGHT in roles:
+        return "weight"
+    if Role.BIAS in roles:
+        return "bias"
+    return "constant" if Role.ACTIVATION in roles else None
+
+
+def _shares_with(graph: Graph, value: Value, producer: str | None) -> str | None:
+    if producer is None or not graph.op(producer).passthrough:
+        return None
+    source = graph.op_inputs(producer)[0]
+    return source if source is not None and graph.value(source).info.is_float else None
