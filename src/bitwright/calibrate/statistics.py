@@ -25,6 +25,8 @@ SPARSEST = 8
 
 #: A larger batch is sampled in runs of this many neighbours: one line of cache (float32), read at the price of one element.
 RUN = 16
+#: Sampled elements of one value that wait to be binned together: each binning brings the counts into the cache anew.
+WAITING = 1 << 17
 
 _FORMAT = "bitwright statistics 1"
 
@@ -47,7 +49,9 @@ class ValueStatistics:
     lo: float = math.inf
     hi: float = -math.inf
     elements: int = 0
-    histogram: Histogram = field(default_factory=Histogram)
+    _binned: Histogram = field(default_factory=Histogram, repr=False)
+    _waiting: list[Tensor] = field(default_factory=list, repr=False)
+    _waiting_weight: float = 1.0
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
@@ -68,16 +72,32 @@ class ValueStatistics:
         lo, hi = torch.stack(torch.aminmax(flat)).tolist()
         if not (math.isfinite(lo) and math.isfinite(hi)):
             raise self._not_finite(flat)
-        sample = _sampled(flat)
-        # A float32 weight leaves 29 bits of the float64 counts, so that sums of weights are exact in any order.
-        weight = float(np.float32(flat.numel() / sample.numel()))
-        self._cover(lo, hi)
-        self.histogram.add(sample, weight=weight)
-        self.elements += flat.numel()
-
-    def _cover(self, lo: float, hi: float) -> None:
         self.lo, self.hi = min(self.lo, lo), max(self.hi, hi)
-        self.histogram.cover(self.largest)
+        self.elements += flat.numel()
+        self._take(_sample(flat), flat.numel())
+
+    def _take(self, sample: Tensor, elements: int) -> None:
+        """Let *sample* `[n]`, which stands for so many *elements*, wait for its binning."""
+        # A float32 weight leaves 29 bits of the float64 counts, so that sums of weights are exact in any order.
+        weight = float(np.float32(elements / len(sample)))
+        if weight != self._waiting_weight:
+            self._bin()
+        self._waiting_weight = weight
+        self._waiting.append(sample)
+        if sum(map(len, self._waiting)) >= WAITING:
+            self._bin()
+
+    def _bin(self) -> None:
+        self._binned.cover(self.largest)
+        if self._waiting:
+            self._binned.add(torch.cat(self._waiting), weight=self._waiting_weight)
+            self._waiting.clear()
+
+    @property
+    def histogram(self) -> Histogram:
+        """All elements, by weight."""
+        self._bin()
+        return self._binned
 
     def _not_finite(self, flat: Tensor) -> DataError:
         nan, infinite = int(flat.isnan().sum()), int(flat.isinf().sum())
@@ -92,7 +112,7 @@ class ValueStatistics:
         """Add what *other* has seen, in place, as if this one had seen its batches too."""
         if other.elements == 0:
             return
-        self._cover(other.lo, other.hi)
+        self.lo, self.hi = min(self.lo, other.lo), max(self.hi, other.hi)
         self.histogram.merge(other.histogram)
         self.elements += other.elements
 
@@ -271,10 +291,13 @@ def sampling_step(elements: int) -> int:
     return step
 
 
-def _sampled(flat: Tensor) -> Tensor:
-    """The elements of *flat* `[n]` that enter the histogram, as a view `[runs, RUN]`, or `[n, 1]` if all do."""
+def _sample(flat: Tensor) -> Tensor:
+    """A copy of the elements of *flat* `[n]` that enter the histogram, `[m]`, float32 or float64."""
     step = sampling_step(flat.numel())
-    return flat.unsqueeze(1) if step == 1 else flat[: flat.numel() // RUN * RUN].view(-1, RUN)[::step]
+    if step > 1:
+        flat = flat[: flat.numel() // RUN * RUN].view(-1, RUN)[::step].reshape(-1)
+    exact = flat.dtype if flat.dtype == torch.float64 else torch.float32
+    return flat.to(exact, copy=step == 1)
 
 
 def _in_memory_order(x: Tensor) -> Tensor:

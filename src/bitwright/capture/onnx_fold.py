@@ -312,7 +312,7 @@ def _reshaped(x: Dims | None, target: list[Entry] | None) -> list[Entry] | None:
         before.remove(d)
         rest.remove(d)
     numerator = int(np.prod([d for d in before if isinstance(d, int)], dtype=np.int64))
-    denominator = int(np.prod(rest, dtype=np.int64))
+    denominator = int(np.prod([d for d in rest if isinstance(d, int)], dtype=np.int64))
     symbols = [d for d in before if isinstance(d, Symbol)]
     if denominator == 0 or numerator % denominator:
         return shape

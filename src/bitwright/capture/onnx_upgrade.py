@@ -125,7 +125,7 @@ class _CannotConvert(Exception):
 
 def _types(model: ModelProto) -> dict[str, tuple[int | None, npt.DTypeLike]]:
     try:
-        graph = onnx.shape_inference.infer_shapes(model).graph
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except (ValueError, onnx.shape_inference.InferenceError):
         graph = model.graph
     found: dict[str, tuple[int | None, npt.DTypeLike]] = {}
@@ -283,6 +283,6 @@ _CONVERSIONS: dict[str, tuple[int, Callable[[_Rewrite], None]]] = {
     "RoiAlign": (16, _roi_align),
     "GridSample": (20, _grid_sample),
     "DFT": (20, _dft),
-    **{name: (13, _flattening) for name in _FLATTENING},
+    **dict.fromkeys(_FLATTENING, (13, _flattening)),
     **{f"Reduce{name}": (18, _reduce) for name in _REDUCTIONS},
 }

@@ -94,14 +94,12 @@ class Histogram:
     def add(self, x: Tensor, *, weight: float = 1.0) -> None:
         """Count every element of *x* with *weight*, in place.
 
-        *x*: `[n, m]` of any floating dtype, each |x| < SLOTS · width. The counts follow *x* to its device.
+        *x*: `[n]` float32 or float64, each |x| < SLOTS · width. The counts follow *x* to its device.
         """
         self.counts = self.counts.to(x.device)
         weights = torch.full((1,), weight, dtype=torch.float64, device=x.device)
-        exact = x.dtype if x.dtype == torch.float64 else torch.float32
-        rows = max(_PART // x.shape[1], 1)
-        for start in range(0, len(x), rows):
-            part = x[start : start + rows].to(exact).reshape(-1)
+        for start in range(0, len(x), _PART):
+            part = x[start : start + _PART]
             # x / width and its floor are exact (a power of two), and so is the sum (below 2**15): no element falls
             # into another bin than it would have fallen into after a later doubling.
             bins = (part * math.ldexp(1.0, -self.exponent)).floor_().add_(SLOTS).to(torch.int32)

@@ -23,11 +23,8 @@ def round_(x: Tensor, rounding: Rounding) -> Tensor:
     """
     if rounding is Rounding.HALF_EVEN:
         return x.round_()
-    floor = torch.floor(x)
-    # x - floor(x) is exact in binary floating point, so ties are recognised exactly,
-    # which floor(x + 0.5) would not do near 2^23.
-    fraction = x - floor
-    up = fraction >= 0.5
-    if rounding is Rounding.HALF_AWAY:
-        up &= ~((fraction == 0.5) & (x < 0))
-    return x.copy_(floor).add_(up.to(x.dtype))
+    whole = torch.trunc(x)
+    # x - trunc(x) is exact in binary floating point (x - floor(x) and floor(x + 0.5) are not), so ties are ties.
+    fraction = x - whole
+    down = fraction < -0.5 if rounding is Rounding.HALF_UP else fraction <= -0.5
+    return x.copy_(whole).add_((fraction >= 0.5).to(x.dtype)).sub_(down.to(x.dtype))
