@@ -20,13 +20,13 @@ from bitwright.numerics.histogram import SLOTS, Histogram, Magnitudes, Moments, 
 from bitwright.numerics.spec import QuantSpec
 
 #: Elements of one batch of one value that always enter the histogram; of more, at least one in `SPARSEST` does.
-MAX_SAMPLES = 1 << 16
-SPARSEST = 8
+MAX_SAMPLES = 1 << 15
+SPARSEST = 16
 
 #: A larger batch is sampled in runs of this many neighbours: one line of cache (float32), read at the price of one element.
 RUN = 16
 #: Sampled elements of one value that wait to be binned together: each binning brings the counts into the cache anew.
-WAITING = 1 << 17
+WAITING = 1 << 16
 
 _FORMAT = "bitwright statistics 1"
 
@@ -50,8 +50,9 @@ class ValueStatistics:
     hi: float = -math.inf
     elements: int = 0
     _binned: Histogram = field(default_factory=Histogram, repr=False)
-    _waiting: list[Tensor] = field(default_factory=list, repr=False)
-    _waiting_weight: float = 1.0
+    _waiting: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    _filled: int = 0
+    _weight: float = 1.0
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
@@ -66,7 +67,7 @@ class ValueStatistics:
                 found=f"{x.dtype}",
                 remedy="Only real-valued values have statistics; leave this one out of the calibration.",
             )
-        flat = _in_memory_order(x)
+        flat = _in_memory_order(x.to(torch.float32) if x.dtype == torch.float64 else x)
         if flat.numel() == 0:
             return
         lo, hi = torch.stack(torch.aminmax(flat)).tolist()
@@ -74,24 +75,30 @@ class ValueStatistics:
             raise self._not_finite(flat)
         self.lo, self.hi = min(self.lo, lo), max(self.hi, hi)
         self.elements += flat.numel()
-        self._take(_sample(flat), flat.numel())
-
-    def _take(self, sample: Tensor, elements: int) -> None:
-        """Let *sample* `[n]`, which stands for so many *elements*, wait for its binning."""
+        sample = _sampled(flat)
         # A float32 weight leaves 29 bits of the float64 counts, so that sums of weights are exact in any order.
-        weight = float(np.float32(elements / len(sample)))
-        if weight != self._waiting_weight:
+        self._queue(sample, weight=float(np.float32(flat.numel() / sample.numel())))
+
+    def _queue(self, sample: Tensor, *, weight: float) -> None:
+        """Let *sample* `[n, m]` wait for its binning."""
+        n = sample.numel()
+        if (
+            self._filled + n > len(self._waiting)
+            or weight != self._weight
+            or sample.device != self._waiting.device
+        ):
             self._bin()
-        self._waiting_weight = weight
-        self._waiting.append(sample)
-        if sum(map(len, self._waiting)) >= WAITING:
-            self._bin()
+            if n > len(self._waiting) or sample.device != self._waiting.device:
+                self._waiting = torch.empty(max(n, WAITING), dtype=torch.float32, device=sample.device)
+        self._waiting[self._filled : self._filled + n].view(sample.shape).copy_(sample)
+        self._filled += n
+        self._weight = weight
 
     def _bin(self) -> None:
+        """Put what waits into the histogram."""
         self._binned.cover(self.largest)
-        if self._waiting:
-            self._binned.add(torch.cat(self._waiting), weight=self._waiting_weight)
-            self._waiting.clear()
+        self._binned.add(self._waiting[: self._filled], weight=self._weight)
+        self._filled = 0
 
     @property
     def histogram(self) -> Histogram:
@@ -291,13 +298,10 @@ def sampling_step(elements: int) -> int:
     return step
 
 
-def _sample(flat: Tensor) -> Tensor:
-    """A copy of the elements of *flat* `[n]` that enter the histogram, `[m]`, float32 or float64."""
+def _sampled(flat: Tensor) -> Tensor:
+    """The elements of *flat* `[n]` that enter the histogram, as a view `[runs, RUN]`, or `[1, n]` if all do."""
     step = sampling_step(flat.numel())
-    if step > 1:
-        flat = flat[: flat.numel() // RUN * RUN].view(-1, RUN)[::step].reshape(-1)
-    exact = flat.dtype if flat.dtype == torch.float64 else torch.float32
-    return flat.to(exact, copy=step == 1)
+    return flat.unsqueeze(0) if step == 1 else flat[: flat.numel() // RUN * RUN].view(-1, RUN)[::step]
 
 
 def _in_memory_order(x: Tensor) -> Tensor:

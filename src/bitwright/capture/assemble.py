@@ -42,8 +42,13 @@ class Assembler:
         self.inputs.append(spec)
         self._nodes[spec.name] = node
 
-    def add_constant(self, path: str, tensor: Tensor, *, parameter: bool | None = None) -> str:
-        """Store *tensor* at *path*, once, as a parameter (default: if it is float) or buffer; returns its value name."""
+    def add_constant(
+        self, path: str, tensor: Tensor, *, parameter: bool | None = None, persistent: bool = True
+    ) -> str:
+        """Store *tensor* at *path*, once, as a parameter (default: if it is float) or buffer; returns its value name.
+
+        *persistent*: whether checkpoints contain the buffer.
+        """
         if path in self._nodes:
             return path
         owner, leaf = self._place(path)
@@ -52,7 +57,7 @@ class Assembler:
             held = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=True)
             owner.register_parameter(leaf, held)
         else:
-            owner.register_buffer(leaf, tensor)
+            owner.register_buffer(leaf, tensor, persistent=persistent)
         parent = self._path_of(owner)
         target = f"{parent}.{leaf}" if parent else leaf
         node = self.graph.get_attr(target)
@@ -61,10 +66,22 @@ class Assembler:
             self._nodes[target] = node
         return target
 
+    def add_alias(self, path: str, value: str) -> None:
+        """Let checkpoints contain the constant *value* under a second *path* too (tied weights)."""
+        source, _, key = str(self._nodes[value].target).rpartition(".")
+        tensor = getattr(self.root.get_submodule(source), key)
+        owner, leaf = self._place(path)
+        if isinstance(tensor, nn.Parameter):
+            owner.register_parameter(leaf, tensor)
+        else:
+            owner.register_buffer(leaf, tensor)
+
     def add_op(self, op: Op, name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> None:
         """Append operator *op* called *name*. *inputs*: value names (str), numbers, or None. *outputs*: value names."""
         op.name, op.outputs = name, tuple(outputs)
         owner, leaf = self._place(name, for_op=True)
+        while not _can_adopt(op, owner._modules.get(leaf)):
+            leaf += "_"
         held = owner._modules.get(leaf)
         if held is not None:  # parameters or inner operators are already stored at this path: move them over
             _adopt(op, held)
@@ -81,11 +98,11 @@ class Assembler:
                 self._nodes[value] = self.graph.call_function(operator.getitem, (node, index))
 
     def finish(self, outputs: Any, info: GraphInfo) -> Graph:
-        """The graph that returns *outputs*: value names in any nesting of tuples, lists and dicts.
+        """The graph that returns *outputs*: value names (or None, numbers) in any nesting of tuples, lists and dicts.
 
         Operators that nothing reads are dropped.
         """
-        self.graph.output(torch.utils._pytree.tree_map(lambda o: self._nodes[o], outputs))
+        self.graph.output(torch.utils._pytree.tree_map(lambda o: self._nodes.get(o, o), outputs))
         for node in reversed(list(self.graph.nodes)):
             if node.op not in ("placeholder", "output") and not node.users:
                 self.graph.erase_node(node)
@@ -94,7 +111,7 @@ class Assembler:
         graph = Graph.build(self.root, self.graph, info)
         leaves = torch.utils._pytree.tree_leaves(graph.graph.output_node().args[0])
         # Public output names: what the values are called (an output may be an input or a constant).
-        graph.info = replace(graph.info, outputs=tuple(graph.value_name(leaf) for leaf in leaves))
+        graph.info = replace(graph.info, outputs=tuple(graph.value_name(leaf) for leaf in leaves if isinstance(leaf, fx.Node)))
         return graph
 
     # --- where things are stored ---------------------------------------------------------------------------
@@ -118,7 +135,7 @@ class Assembler:
         return owner, leaf
 
     def _path_of(self, module: nn.Module) -> str:
-        return next(path for path, m in self.root.named_modules() if m is module)
+        return next(str(path) for path, m in self.root.named_modules() if m is module)
 
 
 def _is_taken(owner: nn.Module, key: str) -> bool:
@@ -130,11 +147,16 @@ def _is_container(owner: nn.Module, key: str) -> bool:
     return held is not None and not isinstance(held, Op)
 
 
+def _can_adopt(op: Op, held: nn.Module | None) -> bool:
+    """False if something stored in *held* is called like an attribute of the operator (a parameter `name`, `scale`, …)."""
+    return held is None or not any(hasattr(op, k) for k in (*held._parameters, *held._buffers, *held._modules))
+
+
 def _adopt(op: Op, held: nn.Module) -> None:
     for key, parameter in held._parameters.items():
         op.register_parameter(key, parameter)
     for key, buffer in held._buffers.items():
-        op.register_buffer(key, buffer)
+        op.register_buffer(key, buffer, persistent=key not in held._non_persistent_buffers_set)
     for key, child in held._modules.items():
         op.add_module(key, child)
 

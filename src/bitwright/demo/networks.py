@@ -14,6 +14,7 @@ from bitwright.registry import Registry
 
 CLASSES = 10
 PICTURE_SHAPE = (1, 16, 16)
+NORM_EPSILON = 1e-3  # as in the published TensorFlow MobileNetV2
 WEIGHTS = Path(__file__).parent / "weights"
 
 DEMO_NETWORKS: Registry[Callable[[], nn.Module]] = Registry("demo network")
@@ -31,12 +32,12 @@ class InvertedResidual(nn.Module):
         self.expand: nn.Module = nn.Identity()
         if expansion > 1:
             self.expand = nn.Sequential(
-                nn.Conv2d(channels_in, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU6(inplace=True)
+                nn.Conv2d(channels_in, hidden, 1, bias=False), nn.BatchNorm2d(hidden, eps=NORM_EPSILON), nn.ReLU6(inplace=True)
             )
         self.depthwise = nn.Conv2d(hidden, hidden, 3, stride=stride, padding=1, groups=hidden, bias=False)
-        self.depthwise_norm = nn.BatchNorm2d(hidden)
+        self.depthwise_norm = nn.BatchNorm2d(hidden, eps=NORM_EPSILON)
         self.project = nn.Conv2d(hidden, channels_out, 1, bias=False)
-        self.project_norm = nn.BatchNorm2d(channels_out)
+        self.project_norm = nn.BatchNorm2d(channels_out, eps=NORM_EPSILON)
         self.has_shortcut = stride == 1 and channels_in == channels_out
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ class DigitsMobileNet(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(1, self.STEM_CHANNELS, 3, padding=1, bias=False),
-            nn.BatchNorm2d(self.STEM_CHANNELS),
+            nn.BatchNorm2d(self.STEM_CHANNELS, eps=NORM_EPSILON),
             nn.ReLU6(inplace=True),
         )
         blocks: list[nn.Module] = []
@@ -71,7 +72,7 @@ class DigitsMobileNet(nn.Module):
                 channels = channels_out
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Conv2d(channels, self.HEAD_CHANNELS, 1, bias=False)
-        self.head_norm = nn.BatchNorm2d(self.HEAD_CHANNELS)
+        self.head_norm = nn.BatchNorm2d(self.HEAD_CHANNELS, eps=NORM_EPSILON)
         self.classifier = nn.Linear(self.HEAD_CHANNELS, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:

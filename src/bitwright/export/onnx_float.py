@@ -44,7 +44,7 @@ def export_float(graph: Graph) -> onnx.ModelProto:
 
 def float_model(graph: Graph, reads: Reads | None = None) -> FloatModel:
     """As `export_float`, with what is needed to put Q/DQ pairs in. *reads*: see `Writer`."""
-    if graph.info.onnx_model is not None:
+    if is_users_model(graph):
         return _users_model(graph)
     writer = Writer(graph, reads)
     _write_all(graph, writer)
@@ -53,8 +53,16 @@ def float_model(graph: Graph, reads: Reads | None = None) -> FloatModel:
 
 def check_exportable(graph: Graph) -> None:
     """*raises* `ModelError` listing every operator of *graph* that cannot be translated to ONNX."""
-    if graph.info.onnx_model is None:
+    if not is_users_model(graph):
         _write_all(graph, Writer(graph))
+
+
+def is_users_model(graph: Graph) -> bool:
+    """True if *graph* came from ONNX and still consists of that model's nodes (no operator was made by a rewrite)."""
+    if graph.info.onnx_model is None:
+        return False
+    made = {name for node in graph.info.onnx_model.graph.node for name in node.output}
+    return all(op.outputs[0] in made for op in graph.ops)
 
 
 def _write_all(graph: Graph, writer: Writer) -> None:

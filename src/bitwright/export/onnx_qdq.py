@@ -11,6 +11,8 @@ expressed (docs/numerics.md §6).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import torch
@@ -113,7 +115,7 @@ class _Inserter:
 
     def _pair(self, name: str, source: str, copy: str, q: QParams) -> tuple[onnx.NodeProto, onnx.NodeProto]:
         """QuantizeLinear and DequantizeLinear of value *name* (for constants, only the second is used)."""
-        axis = {} if q.spec.axis is None else {"axis": q.spec.axis}
+        axis: dict[str, Any] = {} if q.spec.axis is None else {"axis": q.spec.axis}
         parameters = self._parameters(name, q)
         first = helper.make_node("QuantizeLinear", [source, *parameters], [copy], name=copy, **axis)
         result = self.dequantized[name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from bitwright.graph.graph import Graph, ValueInfo
 from bitwright.graph.op import Op, Role, Shape
 from bitwright.graph.replay import Reads
 from bitwright.numerics.affine import fake_quantize
+from bitwright.version import __version__
 
 #: The lowest opset whose QuantizeLinear knows int16; operators that need more raise `Writer.opset`.
 OPSET = 21
@@ -119,7 +119,9 @@ class Writer:
     def model(self) -> onnx.ModelProto:
         """The model of everything written so far."""
         info = self.graph.info
-        inputs = [value_info(i.name, i.dtype, [BATCH if d is None else d for d in i.shape]) for i in info.inputs]
+        inputs = [
+            value_info(i.name, i.dtype, [BATCH if d is None else d for d in i.shape]) for i in info.inputs
+        ]
         outputs = [self._output(name) for name in dict.fromkeys(info.outputs)]
         graph = helper.make_graph(self._nodes, "bitwright", inputs, outputs)
         used = used_names(graph)
@@ -147,7 +149,9 @@ class Writer:
         real = any(n is not None and self.graph.value(n).info.is_float for n in names)
         for i, argument in enumerate(node.args):
             if not isinstance(argument, fx.Node) and isinstance(argument, bool | int | float):
-                names[i] = self.constant(_scalar(argument, real=real and op.role(i) is not Role.INDEX), f"operand_{i}")
+                names[i] = self.constant(
+                    _scalar(argument, real=real and op.role(i) is not Role.INDEX), f"operand_{i}"
+                )
         return names
 
     def _output(self, name: str) -> onnx.ValueInfoProto:
@@ -175,7 +179,10 @@ def value_info(name: str, dtype: torch.dtype, shape: Sequence[str | int | None])
     """The ONNX description of a graph input or output. *raises* `ModelError` for a dtype that ONNX lacks."""
     if dtype not in _ELEMENT_TYPES:
         raise ModelError(
-            f"value {name}", expected="a dtype that ONNX has", found=str(dtype), remedy="Cast it in the model."
+            f"value {name}",
+            expected="a dtype that ONNX has",
+            found=str(dtype),
+            remedy="Cast it in the model.",
         )
     return helper.make_tensor_value_info(name, _ELEMENT_TYPES[dtype], list(shape))
 
@@ -192,7 +199,7 @@ def initializer(name: str, array: npt.NDArray[Any]) -> onnx.TensorProto:
 
 def signed(model: onnx.ModelProto, properties: Mapping[str, str] | None = None) -> onnx.ModelProto:
     """*model*, marked as written by this version of Bitwright, with further metadata *properties*."""
-    model.producer_name, model.producer_version = "bitwright", version("bitwright")
+    model.producer_name, model.producer_version = "bitwright", __version__
     held = {p.key: p.value for p in model.metadata_props} | dict(properties or {})
     helper.set_model_props(model, held)
     return model

@@ -107,6 +107,7 @@ class Graph(fx.GraphModule):
     def build(cls, root: nn.Module, graph: fx.Graph, info: GraphInfo) -> Graph:
         """A graph over the modules of *root*; every operator's `name` and `outputs` must be set."""
         made = cls(root, graph)
+        _keep_state(made, root, {})
         made.info = info
         made.train(root.training)
         return made
@@ -115,6 +116,7 @@ class Graph(fx.GraphModule):
         made: Graph = super().__deepcopy__(memo)
         for cached in ("_op_nodes", "_input_names", "values"):
             made.__dict__.pop(cached, None)
+        _keep_state(made, self, memo)
         made.info = replace(self.info, values=dict(self.info.values), onnx_model=copy.copy(self.info.onnx_model))
         made.train(self.training)
         return made
@@ -238,10 +240,34 @@ class Graph(fx.GraphModule):
         """Multiply-accumulates of each operator per sample (capture's example batch divided out)."""
 
         def shape(name: str | None) -> Shape | None:
-            return None if name is None else self.value(name).info.shape
+            held = None if name is None else self.values.get(name)
+            return None if held is None else held.info.shape
 
         return {
             op.name: op.macs([shape(v) for v in self.op_inputs(op.name)], [shape(v) for v in op.outputs])
             // max(1, self.info.example_batch)
             for op in self.ops
         }
+
+
+def _keep_state(made: Graph, source: nn.Module, memo: dict[int, Any] | None) -> None:
+    """Give *made* what fx leaves behind: parameters and buffers of *source* that no operator reads, and which buffers stay
+    out of checkpoints. *memo*: of the deep copy that is being made.
+    """
+    held = {*made.state_dict(keep_vars=True)}
+    state = source.state_dict(keep_vars=True)
+    for path, tensor in state.items():
+        if path in held:
+            continue
+        *parts, leaf = path.split(".")
+        owner: nn.Module = made
+        for part in parts:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        own = copy.deepcopy(tensor, memo) if memo else tensor
+        (owner.register_parameter if isinstance(own, nn.Parameter) else owner.register_buffer)(leaf, own)
+    for path, module in source.named_modules():
+        if module._non_persistent_buffers_set:
+            target = made.get_submodule(path)
+            target._non_persistent_buffers_set |= module._non_persistent_buffers_set & target._buffers.keys()

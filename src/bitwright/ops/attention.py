@@ -51,14 +51,14 @@ class Attention(Op):
         rank = len(keys)
         emit.node("Transpose", [k], [turned], perm=[*range(rank - 2), rank - 1, rank - 2])
         emit.node("MatMul", [q, turned], [product])
-        scale = emit.constant(np.float32(self.factor(shape[-1])).reshape(()), "scale")
+        scale = emit.constant(np.asarray(self.factor(shape[-1]), dtype=np.float32), "scale")
         emit.node("Mul", [product, scale], [x])
         if self.is_causal:
             mask = emit.constant(np.tril(np.ones((shape[-2], keys[-2]), dtype=np.bool_)), "causal")
         if mask is not None:
             masked = emit.temporary("masked")
             if self.is_causal or self.is_boolean:
-                lowest = emit.constant(np.float32(-np.inf).reshape(()), "lowest")
+                lowest = emit.constant(np.asarray(-np.inf, dtype=np.float32), "lowest")
                 emit.node("Where", [mask, x, lowest], [masked])
             else:
                 emit.node("Add", [x, mask], [masked])

@@ -136,7 +136,8 @@ class Elementwise(Op):
         self._function = _divide_as_onnx if from_onnx and kind == "Div" else _FORMS[kind].function
 
     def forward(self, *xs: Tensor) -> Tensor:
-        return reduce(self._function, self._operands(xs))
+        result: Tensor = reduce(self._function, self._operands(xs))
+        return result
 
     def _operands(self, xs: Sequence[Any]) -> list[Any]:
         operands = list(xs)

@@ -159,7 +159,7 @@ class RMSNorm(Op):
     def to_onnx(self, emit: Emitter, inputs: Sequence[str | None]) -> None:
         x, weight = (*inputs, None)[:2]
         axes = emit.constant(np.arange(-self.rank, 0, dtype=np.int64), "axes")
-        epsilon = emit.constant(np.float32(self.epsilon).reshape(()), "epsilon")
+        epsilon = emit.constant(np.asarray(self.epsilon, dtype=np.float32), "epsilon")
         square, mean, shifted, root = (emit.temporary(h) for h in ("square", "mean", "shifted", "root"))
         emit.node("Mul", [x, x], [square])
         emit.node("ReduceMean", [square, axes], [mean], keepdims=1)

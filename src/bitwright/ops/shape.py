@@ -1,4 +1,4 @@
-"""Operators that only rearrange: their output holds the input's elements in another shape or order."""
+"""Operators that only change the shape or the order of axes: reshape, flatten, squeeze, unsqueeze, transpose."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from bitwright.graph.op import Emitter, Op, Role
-from bitwright.ops.sizes import FAR, Sizes, as_vector, emit_sizes, int_constant, resolve
-from bitwright.ops.spelling import ATEN, ONNX, AtenCall, Built, OnnxCall, Unsupported, ints
+from bitwright.ops.sizes import Sizes, as_vector, emit_sizes, int_constant, resolve
+from bitwright.ops.spelling import ATEN, ONNX, AtenCall, Built, OnnxCall, ints
 
 
 class Reshape(Op):
@@ -21,9 +20,10 @@ class Reshape(Op):
     roles = (Role.ACTIVATION, Role.INDEX)
     passthrough = True
 
-    def __init__(self, shape: Sizes, *, zero_is_zero: bool = False) -> None:
+    def __init__(self, shape: Sequence[int | None] | None, *, zero_is_zero: bool = False) -> None:
         super().__init__()
-        self.shape, self.zero_is_zero = shape, zero_is_zero
+        self.shape: Sizes = None if shape is None else tuple(shape)
+        self.zero_is_zero = zero_is_zero
 
     def forward(self, x: Tensor, *given: Any) -> Tensor:
         target = resolve(self.shape, given)
@@ -127,176 +127,131 @@ class Transpose(Op):
         return f"perm={self.perm}"
 
 
-class Expand(Op):
-    """x repeated along axes of length 1, and along new leading axes. *shape*: `Sizes`; a 1 keeps x's length."""
-
-    kind = "Expand"
-    roles = (Role.ACTIVATION, Role.INDEX)
-    passthrough = True
-
-    def __init__(self, shape: Sizes) -> None:
-        super().__init__()
-        self.shape = shape
-
-    def forward(self, x: Tensor, *given: Any) -> Tensor:
-        return x.broadcast_to(torch.broadcast_shapes(tuple(x.shape), resolve(self.shape, given)))
-
-    def to_onnx(self, emit: Emitter, inputs: Sequence[str | None]) -> None:
-        emit.node("Expand", [inputs[0], emit_sizes(emit, self.shape, inputs[1:], "shape")], self.outputs)
-
-    def describe(self) -> str:
-        return f"shape={'?' if self.shape is None else self.shape}"
+# --- ONNX ----------------------------------------------------------------------------------------------------
 
 
-class ExpandAs(Op):
-    """x broadcast to the shape of the second input."""
-
-    kind = "ExpandAs"
-    roles = (Role.ACTIVATION, Role.INDEX)
-    passthrough = True
-
-    def forward(self, x: Tensor, like: Tensor) -> Tensor:
-        return x.expand_as(like)
-
-    def to_onnx(self, emit: Emitter, inputs: Sequence[str | None]) -> None:
-        shape = emit.temporary("shape")
-        emit.node("Shape", [inputs[1]], [shape])
-        emit.node("Expand", [inputs[0], shape], self.outputs)
+@ONNX.register("Reshape")
+def _reshape_from_onnx(call: OnnxCall) -> Built:
+    shape = as_vector(call.constant(1))
+    op = Reshape(shape, zero_is_zero=bool(call.attribute("allowzero", 0)))
+    return Built(op, (call.inputs[0],) if shape is not None else (call.inputs[0], call.inputs[1]))
 
 
-class Tile(Op):
-    """x laid side by side. *repeats*: `Sizes`, per axis; if longer than x's rank, x gets leading axes of length 1."""
-
-    kind = "Tile"
-    roles = (Role.ACTIVATION, Role.INDEX)
-    passthrough = True
-
-    def __init__(self, repeats: Sizes) -> None:
-        super().__init__()
-        self.repeats = repeats
-
-    def forward(self, x: Tensor, *given: Any) -> Tensor:
-        return x.repeat(resolve(self.repeats, given))
-
-    def to_onnx(self, emit: Emitter, inputs: Sequence[str | None]) -> None:
-        x = inputs[0]
-        assert x is not None
-        shape = emit.shape(x)
-        added = 0 if self.repeats is None or shape is None else len(self.repeats) - len(shape)
-        if added > 0:
-            wide = emit.temporary("wide")
-            emit.node("Unsqueeze", [x, int_constant(emit, range(added), "axes")], [wide])
-            x = wide
-        emit.node("Tile", [x, emit_sizes(emit, self.repeats, inputs[1:], "repeats")], self.outputs)
-
-    def describe(self) -> str:
-        return f"repeats={'?' if self.repeats is None else self.repeats}"
+@ONNX.register("Flatten")
+def _flatten_from_onnx(call: OnnxCall) -> Built:
+    return Built(Flatten(call.attribute("axis", 1)), (call.inputs[0],))
 
 
-class DepthToSpace(Op):
-    """`[n, c b b, h, w]` to `[n, c, h b, w b]`. *mode*: `DCR` (block outermost in depth) or `CRD` (pixel shuffle)."""
+@ONNX.register("Squeeze")
+def _squeeze_from_onnx(call: OnnxCall) -> Built:
+    axes = None if call.input(1) is None else ints(call.required_constant(1, "axes"))
+    return Built(Squeeze(axes), (call.inputs[0],))
 
-    kind = "DepthToSpace"
-    passthrough = True
 
-    def __init__(self, block: int, *, mode: str) -> None:
-        super().__init__()
-        self.block, self.mode = block, mode
+@ONNX.register("Unsqueeze")
+def _unsqueeze_from_onnx(call: OnnxCall) -> Built:
+    return Built(Unsqueeze(ints(call.required_constant(1, "axes"))), (call.inputs[0],))
 
-    def forward(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        b = self.block
-        if self.mode == "CRD":
-            y = x.reshape(n, c // b**2, b, b, h, w).permute(0, 1, 4, 2, 5, 3)
+
+@ONNX.register("Transpose")
+def _transpose_from_onnx(call: OnnxCall) -> Built:
+    return Built(Transpose(call.attribute("perm", None)), (call.inputs[0],))
+
+
+# --- ATen ----------------------------------------------------------------------------------------------------
+
+
+@ATEN.register("view", "reshape", "_unsafe_view", "unflatten")
+def _reshape_from_aten(call: AtenCall) -> Built | None:
+    x = call["self"]
+    asked = next((call.args[k] for k in ("size", "shape") if k in call.args), None)
+    shape = call.output_shape
+    if shape.count(None) <= 1:
+        return Built(Reshape([-1 if d is None else d for d in shape]), (x,))
+    if not isinstance(asked, (list, tuple)) or len(asked) != len(shape):
+        return None
+    sizes: list[int | None] = []
+    given: list[fx.Node] = []
+    for i, (length, wish) in enumerate(zip(shape, asked, strict=True)):
+        if length is not None:
+            sizes.append(length)
+        elif isinstance(wish, fx.Node) and not _is_length(wish, x, i):
+            sizes.append(None)
+            given.append(wish)
         else:
-            y = x.reshape(n, b, b, c // b**2, h, w).permute(0, 3, 4, 1, 5, 2)
-        return y.reshape(n, c // b**2, h * b, w * b)
-
-    def to_onnx(self, emit: Emitter, inputs: Sequence[str | None]) -> None:
-        emit.node("DepthToSpace", inputs, self.outputs, blocksize=self.block, mode=self.mode)
-
-    def describe(self) -> str:
-        return f"block={self.block}, mode={self.mode}"
+            sizes.append(0 if isinstance(wish, fx.Node) else -1)
+    return Built(Reshape(sizes), (x, *given))
 
 
-class SpaceToDepth(Op):
-    """The inverse of `DepthToSpace`; ONNX knows the mode `DCR` only."""
-
-    kind = "SpaceToDepth"
-    passthrough = True
-
-    def __init__(self, block: int, *, mode: str) -> None:
-        super().__init__()
-        self.block, self.mode = block, mode
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        b = self.block
-        y = x.reshape(n, c, h // b, b, w // b, b)
-        order = (0, 1, 3, 5, 2, 4) if self.mode == "CRD" else (0, 3, 5, 1, 2, 4)
-        return y.permute(order).reshape(n, c * b**2, h // b, w // b)
-
-    def to_onnx(self, emit: Emitter, inputs: Sequence[str | None]) -> None:
-        if self.mode == "DCR":
-            emit.node("SpaceToDepth", inputs, self.outputs, blocksize=self.block)
-            return
-        assert inputs[0] is not None
-        shape = emit.shape(inputs[0])
-        assert shape is not None
-        _, c, h, w = shape
-        b = self.block
-        split, ordered = emit.temporary("split"), emit.temporary("ordered")
-        blocks = int_constant(emit, [0, c, h // b, b, w // b, b], "blocks")
-        emit.node("Reshape", [inputs[0], blocks], [split])
-        emit.node("Transpose", [split], [ordered], perm=[0, 1, 3, 5, 2, 4])
-        emit.node(
-            "Reshape", [ordered, int_constant(emit, [0, c * b**2, h // b, w // b], "shape")], self.outputs
-        )
-
-    def describe(self) -> str:
-        return f"block={self.block}, mode={self.mode}"
+def _is_length(node: fx.Node, x: Any, axis: int) -> bool:
+    """True if *node* is the length of x's *axis*."""
+    return str(node.target).startswith("aten.sym_size") and node.args[0] is x and node.args[1] == axis
 
 
-class Flip(Op):
-    """x with the order of elements reversed along *axes*."""
-
-    kind = "Flip"
-    passthrough = True
-
-    def __init__(self, axes: Sequence[int]) -> None:
-        super().__init__()
-        self.axes = tuple(axes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flip(self.axes)
-
-    def to_onnx(self, emit: Emitter, inputs: Sequence[str | None]) -> None:
-        n = len(self.axes)
-        lists = ("starts", [-1] * n), ("ends", [-FAR] * n), ("axes", self.axes), ("steps", [-1] * n)
-        emit.node("Slice", [inputs[0], *(int_constant(emit, v, hint) for hint, v in lists)], self.outputs)
-
-    def describe(self) -> str:
-        return f"axes={self.axes}"
+@ATEN.register("flatten")
+def _flatten_from_aten(call: AtenCall) -> Built | None:
+    x, rank = call["self"], len(call.shape(call["self"]))
+    if rank == 0:
+        return Built(Reshape([1]), (x,))
+    start, end = call["start_dim"] % rank, call["end_dim"] % rank
+    if start == 1 and end == rank - 1:
+        return Built(Flatten(1), (x,))
+    shape = call.output_shape
+    if shape.count(None) <= 1:
+        return Built(Reshape([-1 if d is None else d for d in shape]), (x,))
+    # Lengths before the flattened axes stay at their places; the flattened one is inferred.
+    sizes = [0 if i < start else -1 if i == start else d for i, d in enumerate(shape)]
+    return None if None in sizes else Built(Reshape(sizes), (x,))
 
 
-class Size(Op):
-    """The length of one axis, as a Python integer."""
+@ATEN.register("squeeze")
+def _squeeze_from_aten(call: AtenCall) -> Built:
+    shape = call.shape(call["self"])
+    dims = call.args.get("dim", range(len(shape)))
+    asked = [dims] if isinstance(dims, int) else list(dims)
+    # torch leaves an axis alone whose length is not 1; at capture lengths are known, except the batch's.
+    axes = [d % len(shape) for d in asked if shape and shape[d] == 1]
+    return Built(Squeeze(axes), (call["self"],))
 
-    kind = "Size"
-    roles = (Role.INDEX,)
 
-    def __init__(self, axis: int) -> None:
-        super().__init__()
-        self.axis = axis
+@ATEN.register("unsqueeze")
+def _unsqueeze_from_aten(call: AtenCall) -> Built:
+    return Built(Unsqueeze([call["dim"]]), (call["self"],))
 
-    def forward(self, x: Tensor) -> int:
-        return x.shape[self.axis]
 
-    def to_onnx(self, emit: Emitter, inputs: Sequence[str | None]) -> None:
-        shape = emit.temporary("shape")
-        emit.node("Shape", inputs, [shape])
-        axis = emit.constant(int_array(self.axis), "axis")
-        emit.node("Gather", [shape, axis], self.outputs, axis=0)
+@ATEN.register("permute")
+def _permute_from_aten(call: AtenCall) -> Built:
+    dims = call["dims"]
+    return Built(Transpose([d % len(dims) for d in dims]), (call["self"],))
 
-    def describe(self) -> str:
-        return f"axis={self.axis}"
+
+@ATEN.register("transpose", "swapaxes", "swapdims")
+def _transpose_from_aten(call: AtenCall) -> Built:
+    a, b = (call[k] for k in (("dim0", "dim1") if "dim0" in call.args else ("axis0", "axis1")))
+    return _swapped(call, a, b)
+
+
+@ATEN.register("t", "numpy_T", "mT", "matrix_H", "adjoint")
+def _matrix_transpose_from_aten(call: AtenCall) -> Built:
+    rank = len(call.shape(call["self"]))
+    if call.target.startswith(("numpy_T", "aten.numpy_T")):
+        return Built(Transpose(range(rank)[::-1]), (call["self"],))
+    return _swapped(call, -1, -2) if rank > 1 else Built(Transpose(range(rank)), (call["self"],))
+
+
+def _swapped(call: AtenCall, a: int, b: int) -> Built:
+    perm = list(range(len(call.shape(call["self"]))))
+    if perm:
+        perm[a], perm[b] = perm[b], perm[a]
+    return Built(Transpose(perm), (call["self"],))
+
+
+@ATEN.register("movedim", "moveaxis")
+def _movedim_from_aten(call: AtenCall) -> Built:
+    rank = len(call.shape(call["self"]))
+    sources, targets = (
+        [d % rank for d in ([call[k]] if isinstance(call[k], int) else call[k])] for k in ("source", "destination")
+    )
+    rest = iter(d for d in range(rank) if d not in sources)
+    perm = [sources[targets.index(i)] if i in targets else next(rest) for i in range(rank)]
+    return Built(Transpose(perm), (call["self"],))

@@ -41,7 +41,7 @@ def _with_constant(op_type: str, value: float, *before: str) -> _Writer:
             inner = emit.temporary(before[-1].lower())
             _chain(*before)(emit, x, inner, parameters)
             x = inner
-        emit.node(op_type, [x, emit.constant(np.float32(value).reshape(()), "constant")], [out])
+        emit.node(op_type, [x, emit.constant(np.asarray(value, dtype=np.float32), "constant")], [out])
 
     return write
 
@@ -68,7 +68,7 @@ def _write_softplus(emit: Emitter, x: str, out: str, parameters: Parameters) -> 
     if parameters["beta"] == 1:
         emit.node("Softplus", [x], [out])
         return
-    beta = emit.constant(np.float32(parameters["beta"]).reshape(()), "beta")
+    beta = emit.constant(np.asarray(parameters["beta"], dtype=np.float32), "beta")
     scaled, soft = emit.temporary("scaled"), emit.temporary("softplus")
     emit.node("Mul", [x, beta], [scaled])
     emit.node("Softplus", [scaled], [soft])
@@ -76,11 +76,11 @@ def _write_softplus(emit: Emitter, x: str, out: str, parameters: Parameters) -> 
 
 
 def _write_exp2(emit: Emitter, x: str, out: str, parameters: Parameters) -> None:
-    emit.node("Pow", [emit.constant(np.float32(2.0).reshape(()), "base"), x], [out])
+    emit.node("Pow", [emit.constant(np.asarray(2.0, dtype=np.float32), "base"), x], [out])
 
 
 def _write_log1p(emit: Emitter, x: str, out: str, parameters: Parameters) -> None:
-    one, total = emit.constant(np.float32(1.0).reshape(()), "one"), emit.temporary("sum")
+    one, total = emit.constant(np.asarray(1.0, dtype=np.float32), "one"), emit.temporary("sum")
     emit.node("Add", [x, one], [total])
     emit.node("Log", [total], [out])
 

@@ -49,7 +49,9 @@ class Session:
         source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
         try:
             self._session = ort.InferenceSession(
-                str(source) if isinstance(source, Path) else source, options, providers=["CPUExecutionProvider"]
+                str(source) if isinstance(source, Path) else source,
+                options,
+                providers=["CPUExecutionProvider"],
             )
         except Exception as e:  # ONNX Runtime's exceptions have no common base of their own
             raise ModelError(

@@ -1,0 +1,96 @@
+"""Float / int8 / int8 + new thresholds / mixed on the ImageNet network and the keyword transformer, for each target.
+
+    python benchmarks/accuracy.py [mobilenetv2 | kwt1]
+
+MobileNetV2: calibrated on every tenth of the 500 pictures, measured on the other 450. KWT-1: calibrated on training clips with the
+same noise, measured on the 300 test clips at 0 dB.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.shared import data_folder, loader, save
+from bitwright.flow.accuracy import measure_accuracy
+from bitwright.flow.bench import Bench, open_bench, open_dataset
+from bitwright.flow.progress import Silence
+from bitwright.flow.settings import Settings
+from bitwright.flow.tune import float_limit, sensitivities, tuned_thresholds
+from bitwright.flow.result import Stage
+from bitwright.search.choose import float_until
+from dataclasses import replace
+
+TARGETS = ("onnxruntime", "generic-int8", "bm1684x", "bm1684", "journey6")
+
+
+def mobilenetv2(load: Any) -> tuple[Path, list[Any], list[Any], str]:
+    pictures, labels = load.imagenet("imagenet_sample_even500.npz")
+    x = torch.from_numpy(load.prep_imagenet_torch(pictures))
+    calibration = [x[i : i + 1] for i in range(0, 500, 10)]
+    test = [{"input": x[i : i + 1], "label": int(labels[i])} for i in range(500) if i % 10]
+    return data_folder() / "models" / "mobilenetv2_torchvision.onnx", calibration, test, "450 ImageNet pictures"
+
+
+def kwt1(load: Any) -> tuple[Path, list[Any], list[Any], str]:
+    train, _ = load.fsdd("train", snr_db=0)
+    x, labels = load.fsdd("test", snr_db=0)
+    chosen = np.random.default_rng(0).permutation(len(train))[:100]
+    calibration = [torch.from_numpy(train[i : i + 1]) for i in chosen]
+    test = [{"input": torch.from_numpy(x[i : i + 1]), "label": int(labels[i])} for i in range(len(x))]
+    return data_folder() / "models" / "kwt1_fsdd10.onnx", calibration, test, "300 digit clips at 0 dB noise"
+
+
+def measure(model: Path, calibration: list[Any], test: list[Any], target: str, method: str) -> dict[str, Any]:
+    settings = Settings(target=target, method=method, input_num=0, inference_num=30)
+    watcher = Silence()
+    bench: Bench = open_bench(model, calibration, settings, watcher)
+    test = [{bench.graph.info.inputs[0].name: s["input"], "label": s["label"]} for s in test]
+    labelled = replace(bench, dataset=open_dataset(bench.graph, test, settings))
+    int8 = Stage(bench.plan, bench.evaluator.evaluate(bench.plan))
+    stages = {"float": Stage(None, 1.0), "int8": int8}
+    floats: list[str] = []
+    if int8.cosine < settings.expected_cos:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = sensitivities(bench, settings, Path(folder), watcher)
+        tuned, _ = tuned_thresholds(bench, rows, int8)
+        assert tuned.plan is not None
+        limit = float_limit(None, len(bench.plan.groups) // 10)
+        choice = float_until(
+            bench.evaluator, tuned.plan, rows, bench.solver.solve, target=settings.expected_cos, limit=limit
+        )
+        stages |= {"tuned": tuned, "mixed": Stage(choice.plan, choice.similarity)}
+        floats = choice.float_groups
+    else:
+        stages |= {"tuned": int8, "mixed": int8}
+    plans = {name: s.plan for name, s in stages.items()}
+    accuracy = measure_accuracy(labelled, plans, watcher)
+    return {
+        "groups": len(bench.plan.groups),
+        **{
+            n: {"cosine": round(s.cosine, 6), "top1": round(100 * accuracy[n].top1, 2), "top5": round(100 * accuracy[n].top5, 2)}
+            for n, s in stages.items()
+        },
+        "float_ops": floats,
+    }
+
+
+def main() -> None:
+    load = loader()
+    chosen = sys.argv[1:] or ["mobilenetv2", "kwt1"]
+    for name in chosen:
+        model, calibration, test, what = {"mobilenetv2": mobilenetv2, "kwt1": kwt1}[name](load)
+        result: dict[str, Any] = {"model": name, "measured_on": what, "expected_cos": 0.99, "targets": {}}
+        for target in TARGETS:
+            result["targets"][target] = {m: measure(model, calibration, test, target, m) for m in ("max", "mse")}
+            print(name, target, result["targets"][target], flush=True)
+        save(f"accuracy_{name}", result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The frame around a verb's work: progress, and a tidy end when it is interrupted or fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bitwright.cli.watcher import watching
+from bitwright.flow.progress import Watcher
+
+#: Where searches keep what they measured, unless told otherwise.
+STATE_NAME = "search_state.json"
+
+
+@contextmanager
+def job(folder: Path, *, quiet: bool, save_state: Path | None = None) -> Iterator[Watcher]:
+    """A watcher for a job that writes to *folder*.
+
+    A job that ends early leaves no unfinished file behind, and no empty folder that was not there before. Ctrl-C becomes a
+    `KeyboardInterrupt` whose message says what is kept and how to go on.
+    """
+    existed, began = folder.exists(), time.time()
+    try:
+        with watching(quiet=quiet) as watcher:
+            yield watcher
+    except KeyboardInterrupt as e:
+        _tidy(folder, began, existed=existed)
+        raise KeyboardInterrupt(_kept(folder, save_state or folder / STATE_NAME, began)) from e
+    except BaseException:
+        _tidy(folder, began, existed=existed)
+        raise
+
+
+def _tidy(folder: Path, began: float, *, existed: bool) -> None:
+    for part in _written(folder, began, "*.part"):
+        part.unlink(missing_ok=True)
+    if not existed and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _kept(folder: Path, state: Path, began: float) -> str:
+    if state.exists():
+        return f"What was measured so far is saved in {state}; run the same command again to go on from there."
+    files = [f.name for f in _written(folder, began, "*")]
+    if files:
+        return f"Written, each file complete: {', '.join(files)} in {folder}. Run the same command again for the rest."
+    return "Nothing was written."
+
+
+def _written(folder: Path, began: float, pattern: str) -> list[Path]:
+    """The files of *folder* that are newer than *began* (seconds since the epoch; a file system may round to 2)."""
+    if not folder.is_dir():
+        return []
+    return [f for f in sorted(folder.glob(pattern)) if f.is_file() and f.stat().st_mtime >= began - 2]

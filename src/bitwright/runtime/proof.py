@@ -1,0 +1,171 @@
+"""`Proof`: how far ONNX Runtime and the simulation differ, and the rule that decides (docs/numerics.md §6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bitwright.errors import ProofError
+from bitwright.numerics.dtype import DType
+from bitwright.table import Column, Table
+
+#: 8-bit codes: at most one step, on at most this share of an operator's elements.
+MAX_STEPS, MAX_FRACTION = 1, 0.001
+#: 16-bit codes: float32 accumulation itself is worth a fraction of a step, so that only the distance is bounded.
+MAX_STEPS_16 = 2
+#: Cosines of float32 outputs are not known better than this.
+COSINE_SLACK = 1e-7
+
+
+@dataclass(frozen=True)
+class OpDifference:
+    """One operator (group) of the plan, fed with the same input codes on both sides.
+
+    *steps*: the largest difference of two output codes. *differing*: how many of *elements* output codes differ.
+    """
+
+    name: str
+    kind: str
+    dtype: DType
+    steps: int
+    differing: int
+    elements: int
+
+    @property
+    def fraction(self) -> float:
+        """The share of elements that differ, 0 … 1."""
+        return self.differing / self.elements if self.elements else 0.0
+
+    @property
+    def max_steps(self) -> int:
+        """The largest difference that the rule allows."""
+        return MAX_STEPS if self.dtype.bits <= 8 else MAX_STEPS_16
+
+    @property
+    def allowed(self) -> int:
+        """How many elements may differ. One always may: fewer than a thousand cannot show a share of 0.1 %."""
+        return max(1, int(MAX_FRACTION * self.elements)) if self.dtype.bits <= 8 else self.elements
+
+    @property
+    def holds(self) -> bool:
+        """True if the rule is kept."""
+        return self.steps <= self.max_steps and self.differing <= self.allowed
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Whole networks, simulation against engine, over all samples.
+
+    *cosine*: mean over samples and outputs. *float_cosine*: the same for the float network against the simulation.
+    *top1_agreement*: share of samples whose largest output is at the same place. *max_steps*: largest difference of codes at
+    the quantized outputs, None if every output is float. *failure*: why the engine could not run, else empty.
+    """
+
+    optimisation: str
+    samples: int
+    cosine: float
+    float_cosine: float
+    top1_agreement: float
+    max_steps: int | None
+    failure: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """What `summary.json` holds of a whole network."""
+        found: dict[str, Any] = {
+            "cosine": self.cosine,
+            "max_steps": self.max_steps,
+            "top1_agreement": self.top1_agreement,
+            "optimisation": self.optimisation,
+        }
+        return {**found, "failure": self.failure} if self.failure else found
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Everything that was compared. *literal*: the nodes of the file one by one; *default*: as an engine would run it.
+
+    *target_rounding*: the target's own rounding; the comparison is half-even on both sides, as the file says.
+    """
+
+    per_op: tuple[OpDifference, ...]
+    literal: Agreement
+    default: Agreement
+    target_rounding: str = "half_even"
+
+    @property
+    def worst(self) -> OpDifference | None:
+        """The operator that comes nearest to breaking the rule, or breaks it most."""
+        if not self.per_op:
+            return None
+        return max(
+            self.per_op, key=lambda d: (not d.holds, d.steps / d.max_steps, d.differing / max(1, d.allowed))
+        )
+
+    def check(self) -> None:
+        """*raises* `ProofError` naming the operator that breaks the rule, or the network if only that does."""
+        worst = self.worst
+        if worst is not None and not worst.holds:
+            broken = sum(not d.holds for d in self.per_op)
+            others = f" ({broken} operators in all)" if broken > 1 else ""
+            raise ProofError(
+                f"operator {worst.name} ({worst.kind}){others}",
+                expected=f"{worst.dtype.name} codes within {worst.max_steps} step(s) of the simulation's, "
+                f"{worst.allowed} of {worst.elements} elements differing at most",
+                found=f"{worst.steps} step(s), {worst.differing} elements ({worst.fraction:.3%})",
+                remedy="The exported model does not compute what was simulated; please report it with the model.",
+            )
+        whole = self.literal
+        if not 1 - whole.cosine <= 1 - whole.float_cosine + COSINE_SLACK:
+            raise ProofError(
+                "the exported network",
+                expected=f"a cosine to the simulation of at least {whole.float_cosine:.6f}, the float network's",
+                found=f"{whole.cosine:.6f}",
+                remedy="The exported model does not compute what was simulated; please report it with the model.",
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """`runtime_check` of summary.json: the whole network, and the extremes over operators.
+
+        `per_op_…` are those of 8-bit operators (16-bit ones have a rule of their own, and keys if there are any).
+        """
+        found = self.literal.to_json()
+        optimisation = found.pop("optimisation")
+        narrow = [d for d in self.per_op if d.dtype.bits <= 8]
+        wide = [d for d in self.per_op if d.dtype.bits > 8]
+        found |= {
+            "per_op_max_steps": max((d.steps for d in narrow), default=0),
+            "per_op_fraction": max((d.fraction for d in narrow), default=0.0),
+            "worst_op": None if self.worst is None else self.worst.name,
+            "optimisation": optimisation,
+            "samples": self.literal.samples,
+            "operators": len(self.per_op),
+            "rounding": "half_even",
+            "target_rounding": self.target_rounding,
+        }
+        if wide:
+            found["per_op_max_steps_int16"] = max(d.steps for d in wide)
+            found["per_op_fraction_int16"] = max(d.fraction for d in wide)
+        return found
+
+    def table(self) -> Table:
+        """One row for each operator that was compared."""
+        columns = (
+            Column("name", "operator"),
+            Column("kind", "kind"),
+            Column("dtype", "codes"),
+            Column("steps", "largest difference", "steps"),
+            Column("fraction", "elements that differ", "", 6),
+            Column("elements", "elements"),
+        )
+        rows = tuple(
+            {
+                "name": d.name,
+                "kind": d.kind,
+                "dtype": d.dtype.name,
+                "steps": d.steps,
+                "fraction": d.fraction,
+                "elements": d.elements,
+            }
+            for d in self.per_op
+        )
+        return Table("Proof: ONNX Runtime against the simulation, same input codes", columns, rows)
