@@ -61,6 +61,7 @@ class Builder:
         graph = self.assembler.finish(outputs[0] if len(outputs) == 1 else tuple(outputs), info)
         example, double = samples(graph, 2), samples(graph, 4)
         graph.info = replace(graph.info, values=look_at_values(graph, example, double))
+        graph.refresh()
         return graph
 
 
@@ -71,7 +72,7 @@ def samples(graph: Graph, n: int, seed: int = 1) -> dict[str, Tensor]:
     for spec in graph.info.inputs:
         shape = [n if d is None else d for d in spec.shape]
         found[spec.name] = (
-            torch.randn(shape, generator=random)
+            torch.randn(shape, generator=random).to(spec.dtype)
             if spec.dtype.is_floating_point
             else torch.randint(0, 4, shape, generator=random).to(spec.dtype)
         )

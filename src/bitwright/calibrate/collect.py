@@ -46,10 +46,10 @@ def _check(graph: Graph, statistics: Statistics) -> None:
         if spec.name not in statistics:
             continue
         seen = statistics[spec.name]
-        if seen.minimum == seen.maximum and seen.count > 1:
+        if seen.lo == seen.hi and seen.elements > 1:
             raise DataError(
                 f"calibration data, input {spec.name}",
                 expected="values that vary",
-                found=f"the constant {seen.minimum:g} in all {statistics.samples} samples",
+                found=f"the constant {seen.lo:g} in all {statistics.samples} samples",
                 remedy="Check the data and the preprocessing flags.",
             )

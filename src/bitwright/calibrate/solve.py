@@ -85,7 +85,7 @@ class Solver:
                     remedy="Calibrate again with this model.",
                 )
             seen = self.statistics[name]
-            spec = self.target.activation_spec(precision, nonnegative=seen.minimum >= 0)
+            spec = self.target.activation_spec(precision, nonnegative=seen.lo >= 0)
             low, high = parse_method(method).range(seen, spec)
             self._activations[key] = qparams_from_range(spec, [low], [high])
         return self._activations[key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,11 @@ from torch import Tensor
 
 from bitwright.capture.assemble import Assembler, look_at_values
 from bitwright.capture.onnx_check import check_against_runtime
-from bitwright.capture.onnx_fold import Folded, Symbol, fold
+from bitwright.capture.onnx_fold import Folded, fold
 from bitwright.capture.onnx_prepare import fix_input_shapes, prepare_model, read_model
 from bitwright.errors import ModelError
 from bitwright.graph.graph import Graph, GraphInfo, GraphInput
 from bitwright.graph.op import Role
-from bitwright.ops.shape import Size
 from bitwright.ops.spelling import ONNX, Built, OnnxCall, Unsupported
 
 #: The symbol of dimension 0 of all inputs, if it is dynamic.
@@ -54,7 +53,8 @@ def load_onnx(
     if check:
         check_against_runtime(graph, original, example, where)
     double = {name: torch.cat([x, x]) for name, x in example.items()} if dynamic else None
-    graph.info.values = look_at_values(graph, example, double)  # type: ignore[misc]
+    graph.info = replace(graph.info, values=look_at_values(graph, example, double))
+    graph.refresh()
     return graph
 
 
@@ -183,11 +183,9 @@ class _Importer:
         builder = ONNX.find(node.op_type)
         if builder is None:
             raise Unsupported("no such operator here")
-        call, sizes = self._call(node)
-        built = builder(call)
-        self._place(node, built, sizes)
+        self._place(node, builder(self._call(node)))
 
-    def _call(self, node: NodeProto) -> tuple[OnnxCall, Any]:
+    def _call(self, node: NodeProto) -> OnnxCall:
         inputs = list(node.input)
         for index in range(len(inputs)):
             target = self.folded.targets.get((node.name, index))
@@ -196,7 +194,7 @@ class _Importer:
                 self.extra[inputs[index]] = target
         while inputs and not inputs[-1]:
             inputs.pop()
-        call = OnnxCall(
+        return OnnxCall(
             node.op_type,
             node.name,
             tuple(inputs),
@@ -206,9 +204,8 @@ class _Importer:
             lambda name: self.extra.get(name, self.folded.arrays.get(name)),
             self.folded.shape,
         )
-        return call, None
 
-    def _place(self, node: NodeProto, built: Built, sizes: Any) -> None:
+    def _place(self, node: NodeProto, built: Built) -> None:
         for index, value in enumerate(built.inputs):
             if isinstance(value, str):
                 statistics = node.op_type == "BatchNormalization" and index >= 3

@@ -10,8 +10,8 @@ from pathlib import Path
 from bitwright.cli.watcher import watching
 from bitwright.flow.progress import Watcher
 
-#: Where searches keep what they measured, unless told otherwise.
-STATE_NAME = "search_state.json"
+#: Where searches keep what they measured, unless told otherwise: a file for each kind of search.
+STATES = "*_state.json"
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def job(folder: Path, *, quiet: bool, save_state: Path | None = None) -> Iterato
             yield watcher
     except KeyboardInterrupt as e:
         _tidy(folder, began, existed=existed)
-        raise KeyboardInterrupt(_kept(folder, save_state or folder / STATE_NAME, began)) from e
+        raise KeyboardInterrupt(_kept(folder, save_state, began)) from e
     except BaseException:
         _tidy(folder, began, existed=existed)
         raise
@@ -40,9 +40,11 @@ def _tidy(folder: Path, began: float, *, existed: bool) -> None:
         folder.rmdir()
 
 
-def _kept(folder: Path, state: Path, began: float) -> str:
-    if state.exists():
-        return f"What was measured so far is saved in {state}; run the same command again to go on from there."
+def _kept(folder: Path, save_state: Path | None, began: float) -> str:
+    states = _written(folder, began, STATES) if save_state is None else [save_state]
+    for state in states:
+        if state.exists():
+            return f"What was measured so far is saved in {state}; run the same command again to go on from there."
     files = [f.name for f in _written(folder, began, "*")]
     if files:
         return f"Written, each file complete: {', '.join(files)} in {folder}. Run the same command again for the rest."

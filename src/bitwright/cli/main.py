@@ -52,7 +52,7 @@ class _Verbs(TyperGroup):
         return name, stub if name is None else _load(name), rest
 
 
-app = typer.Typer(cls=_Verbs, context_settings=CONTEXT, add_completion=False)
+app = typer.Typer(cls=_Verbs, subcommand_metavar="VERB ...", context_settings=CONTEXT, add_completion=False)
 
 
 @app.callback(epilog="bitwright VERB --help explains a verb and its flags.")

@@ -16,7 +16,13 @@ from bitwright.flow.settings import Settings
 from bitwright.search.similarity import PostProcess
 
 _DEFAULT = Settings()
-_DATA, _PICTURES, _QUANTIZING, _SEARCH, _RESULTS = "Data", "Pictures and raw files", "Quantizing", "Search", "Results"
+_DATA, _PICTURES, _QUANTIZING, _SEARCH, _RESULTS = (
+    "Data",
+    "Pictures and raw files",
+    "Quantizing",
+    "Search",
+    "Results",
+)
 
 Model = Annotated[
     str,
@@ -50,9 +56,9 @@ class DataFlags:
     input_num: Annotated[
         int, typer.Option(min=0, help="Samples to calibrate with; 0: all.", rich_help_panel=_DATA)
     ] = _DEFAULT.input_num
-    seed: Annotated[
-        int, typer.Option(help="Seed of the choice of samples.", rich_help_panel=_DATA)
-    ] = _DEFAULT.seed
+    seed: Annotated[int, typer.Option(help="Seed of the choice of samples.", rich_help_panel=_DATA)] = (
+        _DEFAULT.seed
+    )
     device: Annotated[
         str, typer.Option(help="Where torch computes: cpu, cuda, cuda:1, mps.", rich_help_panel=_DATA)
     ] = _DEFAULT.device
@@ -61,7 +67,8 @@ class DataFlags:
         typer.Option(help="Pixels of the short side, or height,width.", rich_help_panel=_PICTURES),
     ] = None
     crop: Annotated[
-        str | None, typer.Option(help="Crop of the centre: pixels, or height,width.", rich_help_panel=_PICTURES)
+        str | None,
+        typer.Option(help="Crop of the centre: pixels, or height,width.", rich_help_panel=_PICTURES),
     ] = None
     mean: Annotated[
         str,
@@ -81,11 +88,15 @@ class DataFlags:
     ] = "nchw"
     bin_shape: Annotated[
         str | None,
-        typer.Option(help="Shape of one sample of a .bin file. Default: the model's.", rich_help_panel=_PICTURES),
+        typer.Option(
+            help="Shape of one sample of a .bin file. Default: the model's.", rich_help_panel=_PICTURES
+        ),
     ] = None
     bin_dtype: Annotated[
         str | None,
-        typer.Option(help="Numbers of a .bin file, such as float32. Default: the model's.", rich_help_panel=_PICTURES),
+        typer.Option(
+            help="Numbers of a .bin file, such as float32. Default: the model's.", rich_help_panel=_PICTURES
+        ),
     ] = None
 
 
@@ -116,7 +127,10 @@ class SearchFlags:
     expected_cos: Annotated[
         float,
         typer.Option(
-            min=0, max=1, help="Cosine of the outputs to the float network's to reach.", rich_help_panel=_SEARCH
+            min=0,
+            max=1,
+            help="Cosine of the outputs to the float network's to reach.",
+            rich_help_panel=_SEARCH,
         ),
     ] = _DEFAULT.expected_cos
     inference_num: Annotated[
@@ -124,11 +138,15 @@ class SearchFlags:
     ] = _DEFAULT.inference_num
     methods: Annotated[
         str,
-        typer.Option(help="Threshold methods that the search tries, separated by commas.", rich_help_panel=_SEARCH),
+        typer.Option(
+            help="Threshold methods that the search tries, separated by commas.", rich_help_panel=_SEARCH
+        ),
     ] = ",".join(_DEFAULT.methods)
     output_weights: Annotated[
         str | None,
-        typer.Option(help="Weights of several outputs: a=0.3,b=0.7. Default: all equal.", rich_help_panel=_SEARCH),
+        typer.Option(
+            help="Weights of several outputs: a=0.3,b=0.7. Default: all equal.", rich_help_panel=_SEARCH
+        ),
     ] = None
     post_process: Annotated[
         str | None,
@@ -140,12 +158,14 @@ class SearchFlags:
     ] = None
     cosine_scale: Annotated[
         Literal["true", "half"],
-        typer.Option(help="half: report (1 + cosine) / 2, as one vendor's tools do.", rich_help_panel=_SEARCH),
+        typer.Option(
+            help="half: report (1 + cosine) / 2, as one vendor's tools do.", rich_help_panel=_SEARCH
+        ),
     ] = _DEFAULT.cosine_scale
     save_state: Annotated[
         Path | None,
         typer.Option(
-            help="File that an interrupted search is resumed from. Default: search_state.json in the output folder.",
+            help="File that an interrupted search is resumed from. Default: a file in the output folder.",
             rich_help_panel=_SEARCH,
         ),
     ] = None
@@ -162,7 +182,8 @@ class ResultFlags:
         ),
     ] = None
     json: Annotated[
-        bool, typer.Option("--json", help="Print the summary as JSON, not as tables.", rich_help_panel=_RESULTS)
+        bool,
+        typer.Option("--json", help="Print the summary as JSON, not as tables.", rich_help_panel=_RESULTS),
     ] = False
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel=_RESULTS)

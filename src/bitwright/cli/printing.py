@@ -1,4 +1,4 @@
-"""Results on standard output: tables for people, one JSON document for programs."""
+"""Tables and JSON on standard output."""
 
 from __future__ import annotations
 
@@ -13,20 +13,6 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from bitwright.table import Table
-
-#: Files of results by the end of their name, in the order in which they are listed.
-_FILES = {
-    "report.html": "tables and a chart of the losses",
-    "_qdq.onnx": "the quantized model, for ONNX Runtime",
-    "_qtable": "precision of every operator",
-    "_cali_table": "thresholds of every value",
-    "sensitivity.csv": "loss of every operator by every method",
-    "layers.csv": "similarity of every operator's output",
-    "ranges.csv": "range, threshold and scale of every value",
-    "search.log": "what the search did",
-    "plan.json": "every decision and its reason",
-    "summary.json": "all figures",
-}
 
 
 def print_table(table: Table, *, limit: int | None = None, more: str = "") -> None:
@@ -46,13 +32,9 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=1))
 
 
-def print_files(folder: Path) -> None:
-    """The result files of *folder*, each with what it holds."""
-    found = [(f.name, says) for end, says in _FILES.items() for f in sorted(folder.glob(f"*{end}"))]
-    width = max((len(name) for name, _ in found), default=0)
-    print(f"\nResults in {folder}:")
-    for name, says in found:
-        print(f"  {name.ljust(width)}  {says}")
+def print_file(path: Path) -> None:
+    """A text file of results, as it was written."""
+    print(path.read_text(encoding="utf-8").rstrip("\n"))
 
 
 def _drawn(table: Table) -> RichTable:

@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Column
 from rich.text import Text
 
@@ -45,7 +54,10 @@ class Bars:
             TimeElapsedColumn(),
             _TimeLeft(),
             TextColumn(
-                "{task.fields[detail]}", style="dim", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
+                "{task.fields[detail]}",
+                style="dim",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis"),
             ),
             console=console,
             refresh_per_second=4,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -13,7 +12,7 @@ from typing import Any
 import onnx
 
 from bitwright.errors import OutputError
-from bitwright.export.onnx_float import save_model
+from bitwright.export.file import save_model, write_text
 from bitwright.export.tpu_mlir import write_calibration_table, write_qtable
 from bitwright.flow.bench import Bench
 from bitwright.flow.result import Tuned
@@ -38,20 +37,6 @@ def check_writable(folder: Path) -> Path:
             remedy="Give another -o/--output.",
         ) from e
     return folder
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all. *raises* `OutputError` (full disk, no permission)."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as e:
-        part.unlink(missing_ok=True)
-        raise OutputError(
-            str(path), expected="room and permission to write", found=e.strerror or str(e),
-            remedy="Free some space, or give another -o/--output.",
-        ) from e
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -142,7 +127,7 @@ def write_tables(folder: Path, bench: Bench, plan: Plan) -> None:
     """`NAME_qtable` and `new_cali_table` of *plan*."""
     samples = bench.calibration_samples
     write_qtable(folder / f"{bench.name}_qtable", bench.graph, plan, samples=samples)
-    extremes = {n: (s.minimum, s.maximum) for n, s in bench.statistics.items()}
+    extremes = {n: (s.lo, s.hi) for n, s in bench.statistics.items()}
     write_calibration_table(folder / "new_cali_table", bench.graph, plan, extremes, samples=samples)
 
 
@@ -196,7 +181,7 @@ def summary(result: Tuned) -> dict[str, Any]:
         "seconds": {k: round(v, 3) for k, v in result.seconds.items()},
         "forward_passes": round(bench.evaluator.effort.forward_passes, 2),
         "runtime_check": result.proof.to_json(),
-        "runtime_check_default": result.proof_default.to_json(),
+        "runtime_check_default": result.proof.default.to_json(),
         "versions": versions(),
     }
 

@@ -38,7 +38,6 @@ class Tuned:
     choice: Choice
     kept_thresholds: bool
     proof: Proof
-    proof_default: Proof
     reached: bool
     seconds: dict[str, float]
     expected_cos: float

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from bitwright.export.file import write_text
 from bitwright.flow.bench import Bench, open_bench
 from bitwright.flow.outputs import (
     check_writable,
@@ -16,7 +17,6 @@ from bitwright.flow.outputs import (
     write_json,
     write_search,
     write_tables,
-    write_text,
 )
 from bitwright.flow.progress import Silence, Watcher
 from bitwright.flow.result import Stage

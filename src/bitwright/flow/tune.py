@@ -95,9 +95,9 @@ def tune(
         clock.lap("accuracy")
     exported = export_qdq(bench.graph, choice.plan)
     clock.lap("export")
-    watcher.stage("proving on ONNX Runtime")
     samples = bench.dataset.take(PROOF_SAMPLES, settings.seed)
-    proof, proof_default = verify(bench.graph, choice.plan, exported, lambda: batches_of(bench, samples, 4))
+    watcher.stage("proving on ONNX Runtime", len(samples))
+    proof = verify(bench.graph, choice.plan, exported, batches_of(bench, samples, 4), progress=watcher.advance)
     clock.lap("proof")
     reached = choice.similarity >= settings.expected_cos
     result = Tuned(
@@ -107,7 +107,6 @@ def tune(
         choice,
         kept,
         proof,
-        proof_default,
         reached,
         clock.seconds,
         settings.expected_cos,

@@ -113,13 +113,18 @@ class Graph(fx.GraphModule):
         return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
-        made: Graph = super().__deepcopy__(memo)
+        # Cached look-ups hold fx nodes, whose deep copy follows their links, one stack frame each.
         for cached in ("_op_nodes", "_input_names", "values"):
-            made.__dict__.pop(cached, None)
+            self.__dict__.pop(cached, None)
+        made = super().__deepcopy__(memo)
+        assert isinstance(made, Graph)
         _keep_state(made, self, memo)
         made.info = replace(self.info, values=dict(self.info.values), onnx_model=copy.copy(self.info.onnx_model))
         made.train(self.training)
         return made
+
+    def _get_name(self) -> str:
+        return "Graph"
 
     # --- operators -------------------------------------------------------------------------------------------
 
@@ -267,7 +272,8 @@ def _keep_state(made: Graph, source: nn.Module, memo: dict[int, Any] | None) -> 
             owner = owner.get_submodule(part)
         own = copy.deepcopy(tensor, memo) if memo else tensor
         (owner.register_parameter if isinstance(own, nn.Parameter) else owner.register_buffer)(leaf, own)
+    modules = dict(made.named_modules())
     for path, module in source.named_modules():
-        if module._non_persistent_buffers_set:
-            target = made.get_submodule(path)
+        target = modules.get(path)
+        if target is not None and module._non_persistent_buffers_set:
             target._non_persistent_buffers_set |= module._non_persistent_buffers_set & target._buffers.keys()

@@ -89,9 +89,7 @@ def write_page(path: Path, page: Page) -> None:
 def _block(section: Section) -> _Block:
     table = section.table
     numeric = {c.key: _is_numeric(table, c) for c in table.columns}
-    headers = tuple(
-        (title, numeric[c.key]) for title, c in zip(table.headers(), table.columns, strict=True)
-    )
+    headers = tuple((title, numeric[c.key]) for title, c in zip(table.headers(), table.columns, strict=True))
     rows = tuple(tuple(_cell(row, c, numeric[c.key]) for c in table.columns) for row in table.rows)
     chart = None if section.bar is None or not table.rows else bar_chart(table, *section.bar)
     return _Block(table.title, section.note, chart, headers, rows)

@@ -61,7 +61,7 @@ def _is_number(cell: object) -> bool:
 def _linear(numbers: list[float]) -> list[float]:
     """Percent of the largest."""
     top = max(numbers, default=0.0)
-    return [100 * x / top if top > 0 else 0.0 for x in numbers]
+    return [100 * (x / top) if top > 0 else 0.0 for x in numbers]
 
 
 def _logarithmic(numbers: list[float]) -> list[float]:
@@ -73,4 +73,4 @@ def _logarithmic(numbers: list[float]) -> list[float]:
     low = max(math.floor(math.log10(min(positive))), top - DECADES)
     if low >= top:  # the only decade begins with the largest number itself
         low = top - 1
-    return [100 * max(0.0, math.log10(x) - low) / (top - low) if x > 0 else 0.0 for x in numbers]
+    return [100 * (max(0.0, math.log10(x) - low) / (top - low)) if x > 0 else 0.0 for x in numbers]

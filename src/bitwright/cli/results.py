@@ -1,0 +1,91 @@
+"""What jobs found, on standard output, and the exit status that it means."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bitwright.cli.printing import print_json, print_table
+from bitwright.flow.outputs import stage_table, summary
+from bitwright.flow.result import Tuned
+
+#: Files of results by the end of their name, in the order in which they are listed.
+_FILES = {
+    "report.html": "tables and a chart of the losses",
+    "_qdq.onnx": "the quantized model, for ONNX Runtime",
+    "_qtable": "precision of every operator",
+    "_cali_table": "thresholds of every value",
+    "sensitivity.csv": "loss of every operator by every method",
+    "layers.csv": "similarity of every operator's output",
+    "ranges.csv": "range, threshold and scale of every value",
+    "search.log": "what the search did",
+    "plan.json": "every decision and its reason",
+    "summary.json": "all figures",
+}
+
+
+def print_files(folder: Path) -> None:
+    """The result files of *folder*, each with what it holds."""
+    found = [(f.name, says) for end, says in _FILES.items() for f in sorted(folder.glob(f"*{end}"))]
+    width = max((len(name) for name, _ in found), default=0)
+    print(f"\nResults in {folder}:")
+    for name, says in found:
+        print(f"  {name.ljust(width)}  {says}")
+
+
+def print_choice(floats: Sequence[str], *, int8: float, mixed: float) -> None:
+    """Which operators stay float, and what that does."""
+    print(f"\nint8: cosine {int8:.6f}. With {len(floats)} operator(s) in float: cosine {mixed:.6f}.")
+    for name in floats:
+        print(f"  float: {name}")
+
+
+def print_tuned(tuned: Tuned, folder: Path, *, as_json: bool) -> int:
+    """What `tune` found. *returns* the exit status."""
+    if as_json:
+        print_json(summary(tuned))
+    else:
+        print_table(stage_table(tuned))
+        print_float_operators(tuned.choice.steps)
+        print(f"\n{_proof_line(tuned.proof.to_json())}")
+        print_files(folder)
+    return verdict(tuned.reached, tuned.choice.similarity, tuned.expected_cos, folder)
+
+
+def print_float_operators(steps: Sequence[tuple[str, float]]) -> None:
+    """The operators that were left in float, with the cosine that each one brought the network to."""
+    if not steps:
+        print("\nNo operator had to be left in float.")
+        return
+    print(f"\nLeft in float, worst first ({len(steps)}):")
+    width = max(len(name) for name, _ in steps)
+    for name, cosine in steps:
+        print(f"  {name.ljust(width)}  cosine then {cosine:.6f}")
+
+
+def verdict(reached: bool, cosine: float, expected: float, folder: Path) -> int:
+    """The exit status, 0 or 1; a missed target is said on standard error."""
+    if reached:
+        return 0
+    sys.stdout.flush()
+    print(
+        f"bitwright: target missed: expected cosine {expected:g}; the best found is {cosine:.6f}, written to {folder}. "
+        "Allow more float operators (--max-float-ops), more methods (--methods) or a lower --expected-cos.",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _proof_line(proof: Mapping[str, Any]) -> str:
+    steps, share = proof["per_op_max_steps"], proof["per_op_fraction"]
+    apart = (
+        "no output code differs"
+        if steps == 0
+        else f"{share:.4%} of the codes differ at most, by {steps} step(s)"
+    )
+    return (
+        f"Proof: ONNX Runtime against the simulation, operator by operator: {apart}; "
+        f"whole network: cosine {proof['cosine']:.6f}."
+    )

@@ -1,0 +1,51 @@
+"""`bitwright tune`: the main job."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bitwright.cli.job import job
+from bitwright.cli.options import DataFlags, Model, QuantizeFlags, ResultFlags, SearchFlags, settings_of
+from bitwright.cli.results import print_tuned
+from bitwright.cli.signature import flat
+from bitwright.flow.tune import tune
+
+HELP = """Quantize a network, find the operators that lose accuracy, repair them, export the result and prove it.
+
+Measures float against int8; where the target cosine is missed, ranks all operators, takes the best threshold for each value,
+and leaves operators in float, worst first, until the target is met. Writes an ONNX model, tables for vendor tools, a report.
+
+Exit status: 0 if the target cosine is met, 1 if not (the best result so far is written), 2 on bad input."""
+EXAMPLES = (
+    "bitwright tune model.onnx --data pictures/ --resize 256 --crop 224 --mean 123.675,116.28,103.53 "
+    "--scale 0.01712,0.01751,0.01743",
+    "bitwright tune model.onnx --data samples.npz --target bm1684x --expected-cos 0.995 -o out",
+    "bitwright tune network.py:build --data loader:samples --labels labels.txt --max-float-ops 3",
+)
+
+
+@flat
+def run(
+    model: Model,
+    data: DataFlags,
+    quantize: QuantizeFlags,
+    search: SearchFlags,
+    result: ResultFlags,
+    max_float_ops: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Operators (groups) that may stay float.",
+            show_default="a tenth of all",
+            rich_help_panel="Search",
+        ),
+    ] = None,
+) -> int:
+    """Parse, tune, print. *returns* the exit status."""
+    folder = result.folder(model, quantize.target)
+    with job(folder, quiet=result.quiet, save_state=search.save_state) as watcher:
+        settings = settings_of(data, quantize, search, max_float_ops=max_float_ops)
+        tuned = tune(model, data.data, output=folder, settings=settings, watcher=watcher)
+    return print_tuned(tuned, folder, as_json=result.json)
