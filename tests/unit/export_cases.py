@@ -44,7 +44,9 @@ class Builder:
         self.assembler.add_op(op, name, inputs, outputs or [name])
         return name
 
-    def conv(self, name: str, x: str, channels: tuple[int, int], *, kernel: int = 3, bias: bool = True) -> str:
+    def conv(
+        self, name: str, x: str, channels: tuple[int, int], *, kernel: int = 3, bias: bool = True
+    ) -> str:
         inputs, made = channels
         weight = self.constant(f"{name}.weight", made, inputs, kernel, kernel)
         b = self.constant(f"{name}.bias", made) if bias else None
@@ -53,7 +55,10 @@ class Builder:
         return self.op(conv, name, x, weight, b)
 
     def linear(self, name: str, x: str, inputs: int, outputs: int) -> str:
-        weight, bias = self.constant(f"{name}.weight", outputs, inputs), self.constant(f"{name}.bias", outputs)
+        weight, bias = (
+            self.constant(f"{name}.weight", outputs, inputs),
+            self.constant(f"{name}.bias", outputs),
+        )
         return self.op(Linear(), name, x, weight, bias)
 
     def done(self, *outputs: str) -> Graph:

@@ -382,7 +382,11 @@ def test_dropout_is_alive_in_training_only() -> None:
 def test_a_branch_on_training_is_reported() -> None:
     class Net(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return F.dropout(x, 0.1, self.training) * 2 if self.training else F.dropout(x, 0.1, self.training).exp()
+            return (
+                F.dropout(x, 0.1, self.training) * 2
+                if self.training
+                else F.dropout(x, 0.1, self.training).exp()
+            )
 
     with pytest.warns(UserWarning, match=r"branches on self.training.*exp.*mul"):
         captured(Net(), 4)
@@ -488,13 +492,24 @@ def test_unknown_operators_run_as_they_are_and_are_listed() -> None:
 
 NETWORKS = {
     "attention": (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (5, 8)),
-    "attention, not batch first inside": (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True), (5, 8)),
-    "encoder": (nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False), (5, 8)),
+    "attention, not batch first inside": (
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True),
+        (5, 8),
+    ),
+    "encoder": (
+        nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False
+        ),
+        (5, 8),
+    ),
     "reflect padding": (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), (3, 6, 6)),
     "bidirectional lstm": (Function(nn.LSTM(4, 3, batch_first=True, bidirectional=True)), (6, 4)),
     "gru": (Function(nn.GRU(4, 3, num_layers=2, batch_first=True)), (6, 4)),
     "weight norm": (nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), (4,)),
-    "norms": (nn.Sequential(nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.LocalResponseNorm(3), nn.RMSNorm(5)), (4, 5, 5)),
+    "norms": (
+        nn.Sequential(nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.LocalResponseNorm(3), nn.RMSNorm(5)),
+        (4, 5, 5),
+    ),
 }
 
 
@@ -530,7 +545,7 @@ def test_multi_head_attention_is_made_of_parts() -> None:
 @pytest.mark.parametrize(
     "inputs, found",
     [
-        (([1.0],), "list"),
+        (([1.0], torch.ones(1, 2)), "list"),
         ({"image": torch.ones(1, 2)}, "scale"),
         ({"image": torch.ones(1, 2), "scale": torch.ones(1, 2), "no": torch.ones(1)}, "no"),
         ((), "image"),

@@ -107,7 +107,11 @@ def conv1d_same() -> Conv:
     [
         (conv1d_same(), (4, 9), (3, 4, 4)),
         (Conv((3, 2), stride=(1, 2), pads=[1, 0, 0, 1], dilation=(1, 1), groups=2), (4, 7, 8), (6, 2, 3, 2)),
-        (Conv((2, 2, 2), stride=(1,) * 3, pads=[0] * 6, dilation=(1, 1, 2), groups=1), (2, 4, 4, 5), (3, 2, 2, 2, 2)),
+        (
+            Conv((2, 2, 2), stride=(1,) * 3, pads=[0] * 6, dilation=(1, 1, 2), groups=1),
+            (2, 4, 4, 5),
+            (3, 2, 2, 2, 2),
+        ),
         (
             ConvTranspose(
                 (3, 3), stride=(2, 2), pads=[1, 0, 0, 1], output_padding=(1, 0), dilation=(1, 1), groups=2
@@ -156,7 +160,10 @@ def test_further_nodes_and_temporaries_are_named_after_their_operator() -> None:
 
 def test_a_dynamic_batch_is_called_n_and_other_dimensions_are_numbers() -> None:
     model = export_float(residual()).graph
-    dims = [[d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim] for i in (*model.input, *model.output)]
+    dims = [
+        [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim]
+        for i in (*model.input, *model.output)
+    ]
     assert dims == [["N", 3, 6, 6], ["N", 5]]
 
 

@@ -65,7 +65,10 @@ def folded_graph() -> Graph:
     w = a.add_constant("w:0", torch.tensor(W * factor[:, None, None, None]))
     b = a.add_constant("the conv.bias", torch.tensor(SHIFT - MEAN * factor))
     a.add_op(
-        Conv((3, 3), stride=(1, 1), pads=[1] * 4, dilation=(1, 1), groups=1), "the conv", ["picture", w, b], ["bn out"]
+        Conv((3, 3), stride=(1, 1), pads=[1] * 4, dilation=(1, 1), groups=1),
+        "the conv",
+        ["picture", w, b],
+        ["bn out"],
     )
     a.add_op(Unary("Relu"), "the relu", ["bn out"], ["relu out"])
     a.add_op(Flatten(1), "the flatten", ["relu out"], ["flat"])

@@ -93,12 +93,18 @@ def test_stored_types_are_those_of_the_plan_and_float_weights_are_gone() -> None
     assert arrays["x_zero_point"].dtype == np.uint8
     assert arrays["x_zero_point"].shape == arrays["x_scale"].shape == ()
     assert not {"conv1.weight", "conv1.bias", "fc.weight"} & set(arrays)
-    axis = {n.output[0]: n.attribute[0].i for n in model.graph.node if n.attribute and n.op_type == "DequantizeLinear"}
+    axis = {
+        n.output[0]: n.attribute[0].i
+        for n in model.graph.node
+        if n.attribute and n.op_type == "DequantizeLinear"
+    }
     assert axis == {f"{v}_dequantized": 0 for v in quantized_per_channel(model)}
 
 
 def quantized_per_channel(model: onnx.ModelProto) -> list[str]:
-    return [name.removesuffix("_scale") for name, a in stored(model).items() if name.endswith("_scale") and a.ndim]
+    return [
+        name.removesuffix("_scale") for name, a in stored(model).items() if name.endswith("_scale") and a.ndim
+    ]
 
 
 def with_plan(graph: Graph, target: str, **options: object) -> tuple[Graph, Plan]:
@@ -175,7 +181,7 @@ def test_a_quantized_output_that_is_read_inside_too_is_one_value() -> None:
     graph = b.done(y, b.op(Unary("Tanh"), "z", y))
     model = checked(*with_plan(graph, "generic-int8"))
     assert reads_of(model, "z") == ["y"]
-    assert [n for n in nodes(model) if n[2] == ["y"]][0][0] == "DequantizeLinear"
+    assert next(n for n in nodes(model) if n[2] == ["y"])[0] == "DequantizeLinear"
 
 
 def test_values_that_share_parameters_have_pairs_of_their_own_with_equal_numbers() -> None:
@@ -185,7 +191,9 @@ def test_values_that_share_parameters_have_pairs_of_their_own_with_equal_numbers
 
 
 def test_values_in_an_accumulator_have_no_pair() -> None:
-    quantized = {n[2][0] for n in nodes(checked(*with_plan(residual(), "generic-int8"))) if n[0] == "QuantizeLinear"}
+    quantized = {
+        n[2][0] for n in nodes(checked(*with_plan(residual(), "generic-int8"))) if n[0] == "QuantizeLinear"
+    }
     assert quantized == {f"{v}_quantized" for v in ("x", "relu1", "conv2", "relu2", "flatten", "fc")}
 
 

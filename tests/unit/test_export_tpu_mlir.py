@@ -125,7 +125,7 @@ def test_inner_values_have_a_row_with_their_own_maximum(tmp_path: Path) -> None:
 
 def test_every_row_has_four_fields_and_seven_decimals(tmp_path: Path) -> None:
     graph = residual()
-    extremes = {name: (-np.pi, 1e6 / 3) for name in graph.values}
+    extremes = dict.fromkeys(graph.values, (-np.pi, 1000000.0 / 3))
     write_calibration_table(tmp_path / "t", graph, solved(graph, "onnxruntime"), extremes, samples=16)
     rows = [line.split(" ") for line in (tmp_path / "t").read_text().splitlines() if not line.startswith("#")]
     assert all(len(row) == 4 for row in rows)
@@ -134,7 +134,9 @@ def test_every_row_has_four_fields_and_seven_decimals(tmp_path: Path) -> None:
 
 def test_values_that_were_never_seen_have_no_row(tmp_path: Path) -> None:
     graph = residual()
-    write_calibration_table(tmp_path / "t", graph, solved(graph, "generic-int8"), {"fc": (-1.0, 1.0)}, samples=1)
+    write_calibration_table(
+        tmp_path / "t", graph, solved(graph, "generic-int8"), {"fc": (-1.0, 1.0)}, samples=1
+    )
     assert list(read_calibration_table(tmp_path / "t")) == ["fc"]
 
 

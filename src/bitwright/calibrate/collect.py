@@ -40,7 +40,10 @@ def collect(
 def _check(graph: Graph, statistics: Statistics) -> None:
     if statistics.samples == 0:
         raise DataError(
-            "calibration data", expected="at least one sample", found="none", remedy="Check --data and --input-num."
+            "calibration data",
+            expected="at least one sample",
+            found="none",
+            remedy="Check --data and --input-num.",
         )
     for spec in graph.info.inputs:
         if spec.name not in statistics:

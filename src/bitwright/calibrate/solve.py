@@ -141,7 +141,10 @@ class Solver:
     ) -> tuple[QParams | None, str]:
         """Weight scale s_out * 2^-r / s_in with the largest r that fits (docs/numerics.md §5.3), or None and why not."""
         if not alone:
-            return None, f"{self.target.name}: weight {value.name} is shared, but its scale depends on the operator"
+            return (
+                None,
+                f"{self.target.name}: weight {value.name} is shared, but its scale depends on the operator",
+            )
         inputs = self.graph.op_inputs(reader.op)
         source = values.get(inputs[0] or "")
         result = values.get(self._group_output(values, reader.op) or "")
@@ -151,7 +154,11 @@ class Solver:
         peak = max(_channel_peaks(value.name, self.graph.constant(value.name), None)[0], THRESHOLD_FLOOR)
         r = math.floor(math.log2(127 * ratio / peak))
         bias = self._bias_of(reader.op, inputs)
-        while r >= 0 and bias is not None and _overflow_share(bias, result.qparams.scale[0] * 2.0**-r) > BIAS_OVERFLOW_SHARE:
+        while (
+            r >= 0
+            and bias is not None
+            and _overflow_share(bias, result.qparams.scale[0] * 2.0**-r) > BIAS_OVERFLOW_SHARE
+        ):
             r -= 1
         if r < 0:
             return None, f"{self.target.name}: the weight would need a left shift by {-r}"
@@ -160,7 +167,11 @@ class Solver:
 
     def _bias_of(self, op: str, inputs: Sequence[str | None]) -> Tensor | None:
         for i, name in enumerate(inputs):
-            if name is not None and self.graph.op(op).role(i) is Role.BIAS and self.graph.value(name).is_constant:
+            if (
+                name is not None
+                and self.graph.op(op).role(i) is Role.BIAS
+                and self.graph.value(name).is_constant
+            ):
                 return self.graph.constant(name)
         return None
 
@@ -174,13 +185,19 @@ class Solver:
             name = self.graph.op(readers[0].op).outputs[0]
         return name
 
-    def _bias_entry(self, plan: Plan, values: Mapping[str, ValueEntry], name: str, entry: ValueEntry) -> ValueEntry:
+    def _bias_entry(
+        self, plan: Plan, values: Mapping[str, ValueEntry], name: str, entry: ValueEntry
+    ) -> ValueEntry:
         """A bias joins the accumulator: scale = input scale x weight scale, zero point 0."""
-        readers = [r for r in self.graph.value(name).readers if r.role is Role.BIAS and _quantized(plan.ops[r.op])]
+        readers = [
+            r for r in self.graph.value(name).readers if r.role is Role.BIAS and _quantized(plan.ops[r.op])
+        ]
         if not readers:
             return replace(entry, qparams=None, why="only float operators read it")
         if len(readers) > 1:
-            return replace(entry, qparams=None, why="shared by several operators with accumulators of their own")
+            return replace(
+                entry, qparams=None, why="shared by several operators with accumulators of their own"
+            )
         inputs = self.graph.op_inputs(readers[0].op)
         x, w = (values.get(n or "") for n in inputs[:2])
         if x is None or x.qparams is None or w is None or w.qparams is None:

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bitwright.errors import DataError, OutputError, UnknownName
-from bitwright.numerics.histogram import SLOTS, Histogram, Magnitudes, Moments, quantile
+from bitwright.numerics.histogram import SLOTS, Array, Histogram, Magnitudes, Moments, quantile
 from bitwright.numerics.spec import QuantSpec
 
 #: Elements of one batch of one value that always enter the histogram; of more, at least one in `SPARSEST` does.
@@ -25,9 +25,6 @@ SPARSEST = 16
 
 #: A larger batch is sampled in runs of this many neighbours: one line of cache (float32), read at the price of one element.
 RUN = 16
-#: Sampled elements of one value that wait to be binned together: each binning brings the counts into the cache anew.
-WAITING = 1 << 16
-
 _FORMAT = "bitwright statistics 1"
 
 
@@ -49,10 +46,7 @@ class ValueStatistics:
     lo: float = math.inf
     hi: float = -math.inf
     elements: int = 0
-    _binned: Histogram = field(default_factory=Histogram, repr=False)
-    _waiting: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-    _filled: int = 0
-    _weight: float = 1.0
+    histogram: Histogram = field(default_factory=Histogram, repr=False)
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
@@ -76,35 +70,9 @@ class ValueStatistics:
         self.lo, self.hi = min(self.lo, lo), max(self.hi, hi)
         self.elements += flat.numel()
         sample = _sampled(flat)
+        self.histogram.cover(self.largest)
         # A float32 weight leaves 29 bits of the float64 counts, so that sums of weights are exact in any order.
-        self._queue(sample, weight=float(np.float32(flat.numel() / sample.numel())))
-
-    def _queue(self, sample: Tensor, *, weight: float) -> None:
-        """Let *sample* `[n, m]` wait for its binning."""
-        n = sample.numel()
-        if (
-            self._filled + n > len(self._waiting)
-            or weight != self._weight
-            or sample.device != self._waiting.device
-        ):
-            self._bin()
-            if n > len(self._waiting) or sample.device != self._waiting.device:
-                self._waiting = torch.empty(max(n, WAITING), dtype=torch.float32, device=sample.device)
-        self._waiting[self._filled : self._filled + n].view(sample.shape).copy_(sample)
-        self._filled += n
-        self._weight = weight
-
-    def _bin(self) -> None:
-        """Put what waits into the histogram."""
-        self._binned.cover(self.largest)
-        self._binned.add(self._waiting[: self._filled], weight=self._weight)
-        self._filled = 0
-
-    @property
-    def histogram(self) -> Histogram:
-        """All elements, by weight."""
-        self._bin()
-        return self._binned
+        self.histogram.add(sample, weight=float(np.float32(flat.numel() / sample.numel())))
 
     def _not_finite(self, flat: Tensor) -> DataError:
         nan, infinite = int(flat.isnan().sum()), int(flat.isinf().sum())
@@ -120,6 +88,7 @@ class ValueStatistics:
         if other.elements == 0:
             return
         self.lo, self.hi = min(self.lo, other.lo), max(self.hi, other.hi)
+        self.histogram.cover(self.largest)
         self.histogram.merge(other.histogram)
         self.elements += other.elements
 
@@ -147,14 +116,18 @@ class ValueStatistics:
         counts, width = self.histogram.array(), self.histogram.width
         return quantile(counts, percent, origin=-SLOTS * width, width=width, lo=self.lo, hi=self.hi)
 
-    def moments(self) -> Moments:
-        """Moments of the signed elements, from the histogram: every element is taken for the middle of its bin."""
+    def distribution(self) -> tuple[Array, Array]:
+        """The middles of the bins in use, `[n]` ascending, real units, and their weights `[n]`; exact zeros left out."""
         counts = self.histogram.array()
         used = np.flatnonzero(counts)
-        x, weights = np.clip(self.histogram.centres()[used], self.lo, self.hi), counts[used]
-        # Exact zeros are known apart from the rest of bin 0.
+        weights = counts[used]
         weights[used == SLOTS] -= self.zeros
-        return Moments.of(np.append(x, 0.0), np.append(np.maximum(weights, 0.0), self.zeros))
+        return np.clip(self.histogram.centres()[used], self.lo, self.hi), np.maximum(weights, 0.0)
+
+    def moments(self) -> Moments:
+        """Moments of the signed elements, from the histogram: every element is taken for the middle of its bin."""
+        x, weights = self.distribution()
+        return Moments.of(np.append(x, 0.0), np.append(weights, self.zeros))
 
     def clipped_range(self, threshold: float, spec: QuantSpec) -> tuple[float, float]:
         """The range (lo, hi), real units, of *spec* that clips |x| at *threshold*.
@@ -163,7 +136,8 @@ class ValueStatistics:
         """
         if spec.symmetric:
             return (-threshold if spec.dtype.signed else 0.0), threshold
-        return max(self.lo, -threshold), min(self.hi, threshold)
+        lo, hi = np.clip([self.lo, self.hi], -threshold, threshold).tolist()
+        return lo, hi
 
     def codes_serve_one_sign(self, spec: QuantSpec) -> bool:
         """Whether all codes of *spec* lie on one side of zero: the step is then half as wide at the same threshold."""
@@ -180,6 +154,7 @@ class ValueStatistics:
             "elements": self.elements,
             "zeros": self.zeros,
             "exponent": self.histogram.exponent,
+            "grain": self.histogram.grain,
             "first": first,
             "counts": counts[first : last + 1].clone(),
         }
@@ -201,7 +176,8 @@ class ValueStatistics:
                 remedy="Collect the statistics again.",
             )
         counts[first : first + len(span)] = span
-        histogram = Histogram(counts, exponent=int(state["exponent"]), zeros=float(state["zeros"]))
+        zeros, grain = float(state["zeros"]), float(state["grain"])
+        histogram = Histogram(counts, exponent=int(state["exponent"]), zeros=zeros, grain=grain)
         return cls(name, float(state["lo"]), float(state["hi"]), int(state["elements"]), histogram)
 
 
@@ -299,9 +275,9 @@ def sampling_step(elements: int) -> int:
 
 
 def _sampled(flat: Tensor) -> Tensor:
-    """The elements of *flat* `[n]` that enter the histogram, as a view `[runs, RUN]`, or `[1, n]` if all do."""
+    """The elements of *flat* `[n]` that enter the histogram, as a view `[runs, RUN]`, or `[n, 1]` if all do."""
     step = sampling_step(flat.numel())
-    return flat.unsqueeze(0) if step == 1 else flat[: flat.numel() // RUN * RUN].view(-1, RUN)[::step]
+    return flat.unsqueeze(1) if step == 1 else flat[: flat.numel() // RUN * RUN].view(-1, RUN)[::step]
 
 
 def _in_memory_order(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.utils._pytree
 from torch import Tensor, fx, nn
 
-from bitwright.graph.graph import Graph, GraphInfo, GraphInput, ValueInfo
+from bitwright.graph.graph import VALUE_NAME, Graph, GraphInfo, GraphInput, ValueInfo
 from bitwright.graph.op import Op
 from bitwright.graph.replay import Replay
 
@@ -59,12 +59,10 @@ class Assembler:
         else:
             owner.register_buffer(leaf, tensor, persistent=persistent)
         parent = self._path_of(owner)
-        target = f"{parent}.{leaf}" if parent else leaf
-        node = self.graph.get_attr(target)
+        node = self.graph.get_attr(f"{parent}.{leaf}" if parent else leaf)
+        node.meta[VALUE_NAME] = path
         self._nodes[path] = node
-        if target != path:  # the value's public name is its target
-            self._nodes[target] = node
-        return target
+        return path
 
     def add_alias(self, path: str, value: str) -> None:
         """Let checkpoints contain the constant *value* under a second *path* too (tied weights)."""
@@ -79,9 +77,7 @@ class Assembler:
     def add_op(self, op: Op, name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> None:
         """Append operator *op* called *name*. *inputs*: value names (str), numbers, or None. *outputs*: value names."""
         op.name, op.outputs = name, tuple(outputs)
-        owner, leaf = self._place(name, for_op=True)
-        while not _can_adopt(op, owner._modules.get(leaf)):
-            leaf += "_"
+        owner, leaf = self._place(name, op)
         held = owner._modules.get(leaf)
         if held is not None:  # parameters or inner operators are already stored at this path: move them over
             _adopt(op, held)
@@ -116,13 +112,13 @@ class Assembler:
 
     # --- where things are stored ---------------------------------------------------------------------------
 
-    def _place(self, path: str, *, for_op: bool = False) -> tuple[nn.Module, str]:
+    def _place(self, path: str, op: Op | None = None) -> tuple[nn.Module, str]:
         """The module that will hold *path*'s last part, created if need be, and that part, free of collisions."""
         parts = [p for p in path.replace('"', "'").replace("\\", "/").split(".") if p] or ["_"]
         owner = self.root
         for part in parts[:-1]:
             key = part
-            while not isinstance(owner._modules.get(key), nn.Module) and _is_taken(owner, key):
+            while not isinstance(owner._modules.get(key), nn.Module) and self._is_taken(owner, key):
                 key += "_"
             if key not in owner._modules:
                 owner.add_module(key, nn.Module())
@@ -130,26 +126,24 @@ class Assembler:
             assert child is not None
             owner = child
         leaf = parts[-1]
-        while _is_taken(owner, leaf) and not (for_op and _is_container(owner, leaf)):
+        while self._is_taken(owner, leaf) and not (op is not None and _can_adopt(op, owner._modules.get(leaf))):
             leaf += "_"
         return owner, leaf
+
+    def _is_taken(self, owner: nn.Module, key: str) -> bool:
+        # The root's contents end in a `Graph`, whose own attributes they must not hide.
+        return hasattr(owner, key) or (owner is self.root and (key == "info" or hasattr(Graph, key)))
 
     def _path_of(self, module: nn.Module) -> str:
         return next(str(path) for path, m in self.root.named_modules() if m is module)
 
 
-def _is_taken(owner: nn.Module, key: str) -> bool:
-    return hasattr(owner, key)
-
-
-def _is_container(owner: nn.Module, key: str) -> bool:
-    held = owner._modules.get(key)
-    return held is not None and not isinstance(held, Op)
-
-
 def _can_adopt(op: Op, held: nn.Module | None) -> bool:
-    """False if something stored in *held* is called like an attribute of the operator (a parameter `name`, `scale`, …)."""
-    return held is None or not any(hasattr(op, k) for k in (*held._parameters, *held._buffers, *held._modules))
+    """True if *held* only stores things at the operator's path, under names that the operator does not use itself."""
+    if held is None or isinstance(held, Op):
+        return False
+    keys = (*held._parameters, *held._buffers, *held._modules)
+    return not any(hasattr(op, key) for key in keys)
 
 
 def _adopt(op: Op, held: nn.Module) -> None:
@@ -195,5 +189,9 @@ def _compare(x: Any, y: Any) -> ValueInfo:
     grown = [i for i, (a, b) in enumerate(zip(x.shape, y.shape, strict=True)) if b == 2 * a]
     if len(grown) == 1:
         return replace(info, batch_axis=grown[0])
-    scales = x.dtype in (torch.int32, torch.int64) and x.shape == y.shape and x.dim() == 0 and bool(y == 2 * x)
-    return replace(info, scales=scales)
+    if x.dtype not in (torch.int32, torch.int64) or x.shape != y.shape or x.dim() > 1 or bool((x == y).all()):
+        return info
+    if x.dim() == 0:
+        return replace(info, scales=bool(y == 2 * x))
+    grown = [i for i, (a, b) in enumerate(zip(x.tolist(), y.tolist(), strict=True)) if a != b]
+    return replace(info, scaled_entries=tuple(grown) if bool((y[grown] == 2 * x[grown]).all()) else ())

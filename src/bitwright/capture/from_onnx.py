@@ -125,7 +125,9 @@ class _Importer:
         self.initializers = {t.name for t in model.graph.initializer}
         self.extra: dict[str, npt.NDArray[Any]] = {}
         self.obstacles: list[_Obstacle] = []
-        self.names = {n.name for n in model.graph.node} | {v for n in model.graph.node for v in (*n.input, *n.output)}
+        self.names = {n.name for n in model.graph.node} | {
+            v for n in model.graph.node for v in (*n.input, *n.output)
+        }
 
     def build(self, inputs: Sequence[GraphInput], dynamic: bool) -> Graph:
         for spec in inputs:

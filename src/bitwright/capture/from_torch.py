@@ -127,9 +127,10 @@ class _Reader:
     def graph(self) -> Graph:
         stored, user_inputs = self._read_signature()
         arguments = self._arguments(stored)
-        fixed = {name: s.path for name, s in stored.items() if s.path}
+        placeholders = [n.name for n in self._program.graph.nodes if n.op == "placeholder"]
+        fixed = [(stored[name].path or "a constant") if name in stored else None for name in placeholders]
         flat = functionalize(self._program.graph_module, arguments, fixed)
-        nodes = {n.name: n for n in flat.nodes if n.op == "placeholder"}
+        nodes = dict(zip(placeholders, (n for n in flat.nodes if n.op == "placeholder"), strict=True))
         calls, outputs = read_calls(flat, self._model, self._paths)
         self._store_state()
         names = name_operators([c.stack for c in calls], [c.token for c in calls])

@@ -32,17 +32,19 @@ _RESHAPES = {
 _NO_WRITE = {"detach_", "requires_grad_"}
 
 
-def functionalize(module: fx.GraphModule, arguments: Sequence[Any], fixed: Mapping[str, str]) -> fx.Graph:
+def functionalize(module: fx.GraphModule, arguments: Sequence[Any], fixed: Sequence[str | None]) -> fx.Graph:
     """A functional copy of the graph of *module*, with its regions (`torch.no_grad`) inlined.
 
-    *arguments*: of the graph, in placeholder order. *fixed*: placeholder name -> parameter or buffer that must not be
-    written. *raises* `ModelError`.
+    *arguments*: of the graph, in placeholder order. *fixed*: in that order, the parameters and buffers, which must not be
+    written, by name; None for inputs. *raises* `ModelError`.
     """
     graph = _inline_regions(module)
     storages: dict[fx.Node, int] = {}
     if any(_written(node) for node in graph.nodes):
         storages = _storages(module, graph, arguments)
-    return _Rewriter(graph, storages, fixed).run()
+    placeholders = (n for n in graph.nodes if n.op == "placeholder")
+    names = {node: name for node, name in zip(placeholders, fixed, strict=True) if name is not None}
+    return _Rewriter(graph, storages, names).run()
 
 
 def _inline_regions(module: fx.GraphModule) -> fx.Graph:
@@ -126,7 +128,9 @@ def _storages(module: fx.GraphModule, graph: fx.Graph, arguments: Sequence[Any])
 class _Rewriter:
     """Copies a graph node by node; `_now` holds what each old node's tensor contains at the current point."""
 
-    def __init__(self, graph: fx.Graph, storages: Mapping[fx.Node, int], fixed: Mapping[str, str]) -> None:
+    def __init__(
+        self, graph: fx.Graph, storages: Mapping[fx.Node, int], fixed: Mapping[fx.Node, str]
+    ) -> None:
         self.old, self.new = graph, fx.Graph()
         self._storages, self._fixed = storages, fixed
         self._now: dict[fx.Node, Any] = {}
@@ -211,9 +215,9 @@ class _Rewriter:
             seen = source.meta["val"] if isinstance(source, fx.Node) else None
             if isinstance(seen, Tensor) and seen.dtype == val.dtype and tuple(seen.shape) == tuple(val.shape):
                 return self.read(source)  # type: ignore[arg-type]
-        packet = getattr(torch.ops.aten, name.rstrip("_"), None)
+        packet = getattr(torch.ops.aten, _out_of_place(name), None)
         overload = getattr(packet, node.target._overloadname, None)
-        if not name.endswith("_") or overload is None or torch.Tag.inplace_view in node.target.tags:
+        if packet is None or overload is None or torch.Tag.inplace_view in node.target.tags:
             raise ModelError(
                 where(node),
                 expected="in-place operators that have an out-of-place form",
@@ -239,11 +243,11 @@ class _Rewriter:
                 return
             self._set(parent, value)
             child = parent
-        if child.op == "placeholder" and child.name in self._fixed:
+        if child in self._fixed:
             raise ModelError(
                 where(node),
                 expected="a forward that changes no parameter or buffer",
-                found=f"{kind(node)} writes to {self._fixed[child.name]!r}",
+                found=f"{kind(node)} writes to {self._fixed[child]!r}",
                 remedy="Return the new state as an output and pass it as an input, or remove the write in evaluation.",
             )
 
@@ -321,6 +325,13 @@ def _name(node: fx.Node) -> str:
         if isinstance(node.target, torch._ops.OpOverload)
         else str(node.target)
     )
+
+
+def _out_of_place(name: str) -> str:
+    """`relu` for `relu_`, `__and__` for `__iand__`; "" for what writes without saying so in its name."""
+    if name.startswith("__i"):
+        return f"__{name[3:]}"
+    return name[:-1] if name.endswith("_") else ""
 
 
 def kind(node: fx.Node) -> str:

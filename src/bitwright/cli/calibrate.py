@@ -51,7 +51,7 @@ def run(model: Model, data: DataFlags, quantize: QuantizeFlags, result: ResultFl
         print_json(table.to_json())
     else:
         print_table(table, limit=_ROWS, more=str(folder / "ranges.csv"))
-        print_files(folder)
+        print_files(folder, "_cali_table", "ranges.csv")
     return 0
 
 

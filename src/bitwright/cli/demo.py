@@ -32,16 +32,23 @@ class DemoFlags:
 
     target: Annotated[
         str | None,
-        typer.Option(help="Chip or engine, or a YAML file.", show_default="one that each network suffers on"),
+        typer.Option(
+            metavar="NAME",
+            help="Chip or engine, or a YAML file.",
+            show_default="one that each network suffers on",
+        ),
     ] = None
     expected_cos: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Cosine to reach.", show_default="set for each network"),
+        typer.Option(min=0, max=1, metavar="X", help="Cosine to reach.", show_default="set for each network"),
     ] = None
     max_float_ops: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Operators (groups) that may stay float.", show_default="set for each network"
+            metavar="N",
+            min=0,
+            help="Operators (groups) that may stay float.",
+            show_default="set for each network",
         ),
     ] = None
 
@@ -58,7 +65,12 @@ def run(
     ] = "both",
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Folder for the results, one folder in it for each network."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Folder for the results, one folder in it for each network.",
+        ),
     ] = Path("bitwright_demo"),
     json: Annotated[bool, typer.Option("--json", help="Print the summaries as JSON, not as tables.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,

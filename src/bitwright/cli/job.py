@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,26 +18,28 @@ STATES = "*_state.json"
 def job(folder: Path, *, quiet: bool, save_state: Path | None = None) -> Iterator[Watcher]:
     """A watcher for a job that writes to *folder*.
 
-    A job that ends early leaves no unfinished file behind, and no empty folder that was not there before. Ctrl-C becomes a
+    A job that ends early leaves no unfinished file behind, and no empty folders that were not there before. Ctrl-C becomes a
     `KeyboardInterrupt` whose message says what is kept and how to go on.
     """
-    existed, began = folder.exists(), time.time()
+    new = [f for f in (folder, *folder.parents) if not f.exists()]
+    began = time.time()
     try:
         with watching(quiet=quiet) as watcher:
             yield watcher
     except KeyboardInterrupt as e:
-        _tidy(folder, began, existed=existed)
+        _tidy(folder, began, new)
         raise KeyboardInterrupt(_kept(folder, save_state, began)) from e
     except BaseException:
-        _tidy(folder, began, existed=existed)
+        _tidy(folder, began, new)
         raise
 
 
-def _tidy(folder: Path, began: float, *, existed: bool) -> None:
+def _tidy(folder: Path, began: float, new: Sequence[Path]) -> None:
     for part in _written(folder, began, "*.part"):
         part.unlink(missing_ok=True)
-    if not existed and folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    for made in new:
+        if made.is_dir() and not any(made.iterdir()):
+            made.rmdir()
 
 
 def _kept(folder: Path, save_state: Path | None, began: float) -> str:

@@ -73,9 +73,10 @@ for _verb, _line in VERBS.items():
 def _load(verb: str) -> Any:
     """The command of *verb*, from its module."""
     module = import_module(f"{PACKAGE}.{verb}")
+    paragraphs = [" ".join(part.split()) for part in module.HELP.split("\n\n")]
     epilog = "\n\n".join(["Examples:", *module.EXAMPLES])
     one = typer.Typer(add_completion=False)
-    one.command(verb, help=module.HELP, epilog=epilog, context_settings=CONTEXT)(module.run)
+    one.command(verb, help="\n\n".join(paragraphs), epilog=epilog, context_settings=CONTEXT)(module.run)
     return get_command(one)
 
 

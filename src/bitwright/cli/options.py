@@ -41,6 +41,7 @@ class DataFlags:
     data: Annotated[
         str,
         typer.Option(
+            metavar="PLACE",
             help="Folder of pictures or arrays, a .npy, .npz or .bin file, or module:function.",
             rich_help_panel=_DATA,
             show_default=False,
@@ -49,36 +50,47 @@ class DataFlags:
     labels: Annotated[
         Path | None,
         typer.Option(
+            metavar="FILE",
             help="File of labels, one 'file label' per line, for top-1 and top-5. Default: labels.txt in the folder.",
             rich_help_panel=_DATA,
         ),
     ] = None
     input_num: Annotated[
-        int, typer.Option(min=0, help="Samples to calibrate with; 0: all.", rich_help_panel=_DATA)
+        int,
+        typer.Option(metavar="N", min=0, help="Samples to calibrate with; 0: all.", rich_help_panel=_DATA),
     ] = _DEFAULT.input_num
-    seed: Annotated[int, typer.Option(help="Seed of the choice of samples.", rich_help_panel=_DATA)] = (
-        _DEFAULT.seed
-    )
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Seed of the choice of samples.", rich_help_panel=_DATA)
+    ] = _DEFAULT.seed
     device: Annotated[
-        str, typer.Option(help="Where torch computes: cpu, cuda, cuda:1, mps.", rich_help_panel=_DATA)
+        str,
+        typer.Option(
+            metavar="NAME", help="Where torch computes: cpu, cuda, cuda:1, mps.", rich_help_panel=_DATA
+        ),
     ] = _DEFAULT.device
     resize: Annotated[
         str | None,
-        typer.Option(help="Pixels of the short side, or height,width.", rich_help_panel=_PICTURES),
+        typer.Option(
+            metavar="SIZE", help="Pixels of the short side, or height,width.", rich_help_panel=_PICTURES
+        ),
     ] = None
     crop: Annotated[
         str | None,
-        typer.Option(help="Crop of the centre: pixels, or height,width.", rich_help_panel=_PICTURES),
+        typer.Option(
+            metavar="SIZE", help="Crop of the centre: pixels, or height,width.", rich_help_panel=_PICTURES
+        ),
     ] = None
     mean: Annotated[
         str,
         typer.Option(
+            metavar="X",
             help="Mean, one number or one per channel, on the scale 0..255: y = (x - mean) * scale.",
             rich_help_panel=_PICTURES,
         ),
     ] = "0"
     scale: Annotated[
-        str, typer.Option(help="Scale, one number or one per channel.", rich_help_panel=_PICTURES)
+        str,
+        typer.Option(metavar="X", help="Scale, one number or one per channel.", rich_help_panel=_PICTURES),
     ] = "1"
     pixel_format: Annotated[
         Literal["rgb", "bgr", "gray"], typer.Option(help="Order of the channels.", rich_help_panel=_PICTURES)
@@ -89,13 +101,17 @@ class DataFlags:
     bin_shape: Annotated[
         str | None,
         typer.Option(
-            help="Shape of one sample of a .bin file. Default: the model's.", rich_help_panel=_PICTURES
+            metavar="SHAPE",
+            help="Shape of one sample of a .bin file. Default: the model's.",
+            rich_help_panel=_PICTURES,
         ),
     ] = None
     bin_dtype: Annotated[
         str | None,
         typer.Option(
-            help="Numbers of a .bin file, such as float32. Default: the model's.", rich_help_panel=_PICTURES
+            metavar="NAME",
+            help="Numbers of a .bin file, such as float32. Default: the model's.",
+            rich_help_panel=_PICTURES,
         ),
     ] = None
 
@@ -107,6 +123,7 @@ class QuantizeFlags:
     target: Annotated[
         str,
         typer.Option(
+            metavar="NAME",
             help="Chip or engine (see: bitwright targets), or a YAML file of your own.",
             rich_help_panel=_QUANTIZING,
         ),
@@ -114,6 +131,7 @@ class QuantizeFlags:
     method: Annotated[
         str,
         typer.Option(
+            metavar="NAME",
             help="Threshold method: max, min_max, percentile, kl, mse, aciq, octav; a parameter as in percentile(99.9).",
             rich_help_panel=_QUANTIZING,
         ),
@@ -127,6 +145,7 @@ class SearchFlags:
     expected_cos: Annotated[
         float,
         typer.Option(
+            metavar="X",
             min=0,
             max=1,
             help="Cosine of the outputs to the float network's to reach.",
@@ -134,18 +153,25 @@ class SearchFlags:
         ),
     ] = _DEFAULT.expected_cos
     inference_num: Annotated[
-        int, typer.Option(min=0, help="Samples to compare outputs on; 0: all.", rich_help_panel=_SEARCH)
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Samples to compare outputs on; 0: all.", rich_help_panel=_SEARCH
+        ),
     ] = _DEFAULT.inference_num
     methods: Annotated[
         str,
         typer.Option(
-            help="Threshold methods that the search tries, separated by commas.", rich_help_panel=_SEARCH
+            metavar="NAMES",
+            help="Threshold methods that the search tries, separated by commas.",
+            rich_help_panel=_SEARCH,
         ),
     ] = ",".join(_DEFAULT.methods)
     output_weights: Annotated[
         str | None,
         typer.Option(
-            help="Weights of several outputs: a=0.3,b=0.7. Default: all equal.", rich_help_panel=_SEARCH
+            metavar="WEIGHTS",
+            help="Weights of several outputs: a=0.3,b=0.7. Default: all equal.",
+            rich_help_panel=_SEARCH,
         ),
     ] = None
     post_process: Annotated[
@@ -165,6 +191,7 @@ class SearchFlags:
     save_state: Annotated[
         Path | None,
         typer.Option(
+            metavar="FILE",
             help="File that an interrupted search is resumed from. Default: a file in the output folder.",
             rich_help_panel=_SEARCH,
         ),
@@ -178,7 +205,11 @@ class ResultFlags:
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Folder for the results. Default: MODEL_TARGET.", rich_help_panel=_RESULTS
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Folder for the results. Default: MODEL_TARGET.",
+            rich_help_panel=_RESULTS,
         ),
     ] = None
     json: Annotated[

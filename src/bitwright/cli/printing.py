@@ -19,7 +19,7 @@ def print_table(table: Table, *, limit: int | None = None, more: str = "") -> No
     """*table* to standard output: drawn on a terminal, plain columns elsewhere. *limit*: rows shown; *more*: where the rest is."""
     shown = table if limit is None else Table(table.title, table.columns, table.rows[:limit])
     if sys.stdout.isatty():
-        Console().print(_drawn(shown))
+        Console().print("", _drawn(shown))
     else:
         print(shown)
     hidden = len(table.rows) - len(shown.rows)
@@ -42,7 +42,9 @@ def _drawn(table: Table) -> RichTable:
     for column, header in zip(table.columns, table.headers(), strict=True):
         cells = [row.get(column.key) for row in table.rows]
         numeric = any(isinstance(c, int | float) for c in cells)
-        drawn.add_column(Text(header), justify="right" if numeric else "left", overflow="fold")
+        drawn.add_column(
+            Text(header), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold"
+        )
     for row in table.cells():
         drawn.add_row(*map(Text, row))
     return drawn

@@ -11,11 +11,12 @@ from bitwright.cli.printing import print_json, print_table
 from bitwright.flow.outputs import stage_table, summary
 from bitwright.flow.result import Tuned
 
-#: Files of results by the end of their name, in the order in which they are listed.
+#: What the files of results hold, by the end of their name.
 _FILES = {
     "report.html": "tables and a chart of the losses",
     "_qdq.onnx": "the quantized model, for ONNX Runtime",
     "_qtable": "precision of every operator",
+    "new_cali_table": "thresholds of every value, as the search chose them",
     "_cali_table": "thresholds of every value",
     "sensitivity.csv": "loss of every operator by every method",
     "layers.csv": "similarity of every operator's output",
@@ -24,11 +25,13 @@ _FILES = {
     "plan.json": "every decision and its reason",
     "summary.json": "all figures",
 }
+#: What every search writes.
+SEARCH_FILES = ("_qtable", "new_cali_table", "sensitivity.csv", "search.log", "plan.json", "summary.json")
 
 
-def print_files(folder: Path) -> None:
-    """The result files of *folder*, each with what it holds."""
-    found = [(f.name, says) for end, says in _FILES.items() for f in sorted(folder.glob(f"*{end}"))]
+def print_files(folder: Path, *ends: str) -> None:
+    """The result files of *folder* whose names end so (each an entry of `_FILES`), each with what it holds."""
+    found = [(f.name, _FILES[end]) for end in ends for f in sorted(folder.glob(f"*{end}"))]
     width = max((len(name) for name, _ in found), default=0)
     print(f"\nResults in {folder}:")
     for name, says in found:
@@ -50,7 +53,7 @@ def print_tuned(tuned: Tuned, folder: Path, *, as_json: bool) -> int:
         print_table(stage_table(tuned))
         print_float_operators(tuned.choice.steps)
         print(f"\n{_proof_line(tuned.proof.to_json())}")
-        print_files(folder)
+        print_files(folder, "report.html", "_qdq.onnx", *SEARCH_FILES)
     return verdict(tuned.reached, tuned.choice.similarity, tuned.expected_cos, folder)
 
 
@@ -65,14 +68,17 @@ def print_float_operators(steps: Sequence[tuple[str, float]]) -> None:
         print(f"  {name.ljust(width)}  cosine then {cosine:.6f}")
 
 
-def verdict(reached: bool, cosine: float, expected: float, folder: Path) -> int:
+#: What may help a search that missed its target.
+ADVICE = "Allow more float operators (--max-float-ops), more methods (--methods) or a lower --expected-cos."
+
+
+def verdict(reached: bool, cosine: float, expected: float, folder: Path, advice: str = ADVICE) -> int:
     """The exit status, 0 or 1; a missed target is said on standard error."""
     if reached:
         return 0
     sys.stdout.flush()
     print(
-        f"bitwright: target missed: expected cosine {expected:g}; the best found is {cosine:.6f}, written to {folder}. "
-        "Allow more float operators (--max-float-ops), more methods (--methods) or a lower --expected-cos.",
+        f"bitwright: target missed: expected cosine {expected:g}; the best found is {cosine:.6f}, written to {folder}. {advice}",
         file=sys.stderr,
     )
     return 1

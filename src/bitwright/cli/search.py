@@ -24,6 +24,7 @@ EXAMPLES = (
     "bitwright search model.onnx --data samples.npz --mode mixed --target bm1684x",
     "bitwright search model.onnx --data pictures/ --expected-cos 0.99 --min-layer-cos 0.98 -o out",
 )
+_ADVICE = "Suspect more operators (--min-layer-cos), allow more (--max-float-ops), or lower --expected-cos."
 
 
 @flat
@@ -39,6 +40,7 @@ def run(
     min_layer_cos: Annotated[
         float,
         typer.Option(
+            metavar="X",
             min=0,
             max=1,
             help="Cosine of an operator's output below which it is a suspect.",
@@ -48,6 +50,7 @@ def run(
     max_float_ops: Annotated[
         int | None,
         typer.Option(
+            metavar="N",
             min=0,
             help="Operators (groups) that may become float.",
             show_default="a quarter of all",
@@ -67,6 +70,6 @@ def run(
     else:
         print_table(layer_table(found.walk))
         print_choice(found.walk.float_groups, int8=found.walk.initial, mixed=found.walk.similarity)
-        print_files(folder)
+        print_files(folder, "_qtable", "new_cali_table", "layers.csv", "plan.json", "summary.json")
     sys.stdout.flush()
-    return verdict(found.reached, found.walk.similarity, settings.expected_cos, folder)
+    return verdict(found.reached, found.walk.similarity, settings.expected_cos, folder, _ADVICE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ import typer
 from bitwright.cli.job import job
 from bitwright.cli.options import DataFlags, Model, QuantizeFlags, ResultFlags, SearchFlags, settings_of
 from bitwright.cli.printing import print_file, print_table
-from bitwright.cli.results import print_choice, print_files, verdict
+from bitwright.cli.results import SEARCH_FILES, print_choice, print_files, verdict
 from bitwright.cli.signature import flat
 from bitwright.flow.outputs import sensitivity_table
 from bitwright.flow.search import DEFAULT_FLOAT_OPS, run_sensitivity
@@ -26,8 +27,8 @@ EXAMPLES = (
     "bitwright sensitivity model.onnx --data pictures/ --auto --expected-cos 0.99 -o out",
     "bitwright sensitivity model.onnx --data samples.npz --methods max,mse,octav --post-process decode.py:PostProcess",
 )
-#: Rows on the screen; the file has all.
-_ROWS = 30
+#: Rows on the screen, and columns that are not there: the file has all.
+_ROWS, _NOT_SHOWN = 30, ("loss", "error", "members")
 
 
 @flat
@@ -40,6 +41,7 @@ def run(
     max_float_ops: Annotated[
         int | None,
         typer.Option(
+            metavar="N",
             min=0,
             help="Operators (groups) to leave float: exactly so many, or with --auto at most.",
             show_default=str(DEFAULT_FLOAT_OPS),
@@ -67,10 +69,10 @@ def run(
             print(f"int8 alone has cosine {found.int8:.6f}: nothing to search.")
         else:
             floats = found.choice.float_groups
-            print_table(
-                sensitivity_table(found.rows, floats), limit=_ROWS, more=str(folder / "sensitivity.csv")
-            )
+            table = sensitivity_table(found.rows, floats)
+            shown = replace(table, columns=tuple(c for c in table.columns if c.key not in _NOT_SHOWN))
+            print_table(shown, limit=_ROWS, more=str(folder / "sensitivity.csv"))
             print_choice(floats, int8=found.int8, mixed=found.choice.similarity)
-        print_files(folder)
+        print_files(folder, *SEARCH_FILES)
     sys.stdout.flush()
     return verdict(found.reached, found.choice.similarity, settings.expected_cos, folder)

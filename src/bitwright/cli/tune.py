@@ -36,6 +36,7 @@ def run(
     max_float_ops: Annotated[
         int | None,
         typer.Option(
+            metavar="N",
             min=0,
             help="Operators (groups) that may stay float.",
             show_default="a tenth of all",

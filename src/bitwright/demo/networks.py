@@ -14,6 +14,8 @@ from bitwright.registry import Registry
 
 CLASSES = 10
 PICTURE_SHAPE = (1, 16, 16)
+# Added to scores that must not count: finite, as in the published BERT, so that half precision makes no NaN.
+MASKED = -10_000.0
 NORM_EPSILON = 1e-3  # as in the published TensorFlow MobileNetV2
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -32,7 +34,9 @@ class InvertedResidual(nn.Module):
         self.expand: nn.Module = nn.Identity()
         if expansion > 1:
             self.expand = nn.Sequential(
-                nn.Conv2d(channels_in, hidden, 1, bias=False), nn.BatchNorm2d(hidden, eps=NORM_EPSILON), nn.ReLU6(inplace=True)
+                nn.Conv2d(channels_in, hidden, 1, bias=False),
+                nn.BatchNorm2d(hidden, eps=NORM_EPSILON),
+                nn.ReLU6(inplace=True),
             )
         self.depthwise = nn.Conv2d(hidden, hidden, 3, stride=stride, padding=1, groups=hidden, bias=False)
         self.depthwise_norm = nn.BatchNorm2d(hidden, eps=NORM_EPSILON)
@@ -42,7 +46,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """*x*: `[n, channels_in, h, w]`. *returns*: `[n, channels_out, h / stride, w / stride]`."""
-        y = self.expand(x)
+        y: Tensor = self.expand(x)
         y = F.relu6(self.depthwise_norm(self.depthwise(y)))
         y = self.project_norm(self.project(y))
         return x + y if self.has_shortcut else y
@@ -79,7 +83,8 @@ class DigitsMobileNet(nn.Module):
         """*x*: `[n, 1, 16, 16]` float32, normalised ink. *returns*: `[n, 10]` logits."""
         x = self.blocks(self.stem(x))
         x = F.relu6(self.head_norm(self.head(x)))
-        return self.classifier(x.mean(dim=(2, 3)))
+        logits: Tensor = self.classifier(x.mean(dim=(2, 3)))
+        return logits
 
 
 class SelfAttention(nn.Module):
@@ -92,13 +97,14 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """*x*: `[n, tokens, width]`. *returns*: `[n, tokens, width]`."""
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """*x*: `[n, tokens, width]`. *mask*: `[tokens, tokens]`, added to the scores. *returns*: like *x*."""
         n, tokens, width = x.shape
         qkv = self.qkv(x).reshape(n, tokens, 3, self.heads, self.head_width)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        y = F.scaled_dot_product_attention(q, k, v)
-        return self.out(y.transpose(1, 2).reshape(n, tokens, width))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        joined: Tensor = self.out(y.transpose(1, 2).reshape(n, tokens, width))
+        return joined
 
 
 class TransformerBlock(nn.Module):
@@ -111,23 +117,31 @@ class TransformerBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, mlp_width), nn.GELU(), nn.Linear(mlp_width, width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """*x*: `[n, tokens, width]`. *returns*: `[n, tokens, width]`."""
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.mlp(self.mlp_norm(x))
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """*x*: `[n, tokens, width]`. *mask*: `[tokens, tokens]`, added to the scores. *returns*: like *x*."""
+        x = x + self.attention(self.attention_norm(x), mask)
+        y: Tensor = x + self.mlp(self.mlp_norm(x))
+        return y
 
 
 class DigitsTransformer(nn.Module):
-    """A small vision transformer for 16x16 digits: 4x4 patches, a class token, learned positions."""
+    """A small vision transformer for 16x16 digits: 4x4 patches, a class token, learned positions.
+
+    Some blocks attend locally: a patch sees the class token and its neighbours, by a mask added to the scores.
+    """
 
     WIDTH, HEADS, MLP_WIDTH, DEPTH, PATCH = 32, 4, 96, 4, 4
+    LOCAL_BLOCKS = (1, 3)
+
+    mask: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        tokens = (PICTURE_SHAPE[1] // self.PATCH) ** 2 + 1
+        side = PICTURE_SHAPE[1] // self.PATCH
         self.patches = nn.Conv2d(1, self.WIDTH, self.PATCH, stride=self.PATCH)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, self.WIDTH))
-        self.positions = nn.Parameter(torch.randn(1, tokens, self.WIDTH) * 0.02)
+        self.class_token = nn.Parameter(torch.randn(1, 1, self.WIDTH) * 0.02)
+        self.positions = nn.Parameter(torch.randn(1, side * side + 1, self.WIDTH) * 0.02)
+        self.register_buffer("mask", local_mask(side), persistent=False)
         self.blocks = nn.ModuleList(
             TransformerBlock(self.WIDTH, self.HEADS, self.MLP_WIDTH) for _ in range(self.DEPTH)
         )
@@ -138,9 +152,24 @@ class DigitsTransformer(nn.Module):
         """*x*: `[n, 1, 16, 16]` float32, normalised ink. *returns*: `[n, 10]` logits."""
         x = self.patches(x).flatten(2).transpose(1, 2)
         x = torch.cat((self.class_token.expand(x.shape[0], -1, -1), x), dim=1) + self.positions
-        for block in self.blocks:
-            x = block(x)
-        return self.classifier(self.norm(x[:, 0]))
+        for index, block in enumerate(self.blocks):
+            x = block(x, self.mask if index in self.LOCAL_BLOCKS else None)
+        logits: Tensor = self.classifier(self.norm(x[:, 0]))
+        return logits
+
+
+def local_mask(side: int) -> Tensor:
+    """What to add to the scores of a class token and *side* x *side* patches so that attention stays local.
+
+    *returns*: `[1 + side^2, 1 + side^2]` float32: 0 from and to the class token and between patches that touch,
+    corners included; `MASKED` elsewhere.
+    """
+    index = torch.arange(side * side)
+    places = torch.stack((index // side, index % side), dim=1)
+    distance = (places[:, None] - places[None, :]).abs().amax(dim=-1)
+    mask = torch.zeros(len(index) + 1, len(index) + 1)
+    mask[1:, 1:] = (distance > 1) * MASKED
+    return mask
 
 
 DEMO_NETWORKS.add("cnn", DigitsMobileNet)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from bitwright.calibrate.solve import Solver
 from bitwright.calibrate.statistics import Statistics
 from bitwright.capture.from_onnx import load_onnx
 from bitwright.capture.from_torch import capture
-from bitwright.data import Dataset, InputInfo, RawOptions, open_data
+from bitwright.data import Dataset, InputInfo, RawOptions, open_data, parse_dtype
 from bitwright.errors import DataError, ModelError
 from bitwright.export.onnx_float import check_exportable
 from bitwright.flow.model_source import import_model
@@ -120,7 +120,8 @@ def open_dataset(graph: Graph, data: object, settings: Settings) -> Dataset:
         i.name: InputInfo(i.name, (None, *i.shape[1:]) if fixed_batch(graph) > 1 else i.shape, i.dtype)
         for i in graph.info.inputs
     }
-    raw = RawOptions(settings.bin_shape, settings.bin_dtype)
+    dtype = None if settings.bin_dtype is None else parse_dtype(settings.bin_dtype)
+    raw = RawOptions(settings.bin_shape, dtype)
     dataset = open_data(data, inputs, image=settings.image, raw=raw, labels=settings.labels)
     if len(dataset) == 0:
         raise DataError(str(data), expected="at least one sample", found="none", remedy="Check --data.")
@@ -148,11 +149,6 @@ def batches_of(bench: Bench, dataset: Dataset, size: int = BATCH) -> Iterable[Ma
     """Batches of *dataset* on the bench's device."""
     device = next(bench.graph.parameters(), torch.empty(0)).device
     return _batches(bench.graph, dataset, size, device)
-
-
-def with_plan(bench: Bench, plan: Plan) -> Bench:
-    """The bench with another plan."""
-    return replace(bench, plan=plan)
 
 
 def _device(name: str) -> torch.device:

@@ -17,6 +17,8 @@ from bitwright.graph.op import Op, Role, Shape
 
 #: The consumer name that stands for "this value is an output of the graph".
 OUTPUT = "<output>"
+#: Key in the meta of a constant's node: the value's name, which may not be possible as an attribute path.
+VALUE_NAME = "value_name"
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,14 @@ class ValueInfo:
     """What capture saw of a value. *shape*: at batch size `GraphInfo.example_batch`, None for Python integers.
 
     *batch_axis*: the axis whose length is proportional to the batch size, or None. *scales*: an integer value that is
-    itself proportional to the batch size.
+    itself proportional to the batch size. *scaled_entries*: places in an integer vector that are so (a shape's batch).
     """
 
     shape: Shape | None
     dtype: torch.dtype | None
     batch_axis: int | None = None
     scales: bool = False
+    scaled_entries: tuple[int, ...] = ()
 
     @property
     def is_float(self) -> bool:
@@ -174,7 +177,7 @@ class Graph(fx.GraphModule):
             return self._op_at(source).outputs[index]
         if node.op == "placeholder":
             return self._input_names[node]
-        return str(node.target)
+        return str(node.meta.get(VALUE_NAME, node.target))
 
     @cached_property
     def _input_names(self) -> dict[fx.Node, str]:

@@ -255,6 +255,10 @@ class _Overlay(dict[str, Any]):
             return x * self._repeat if info.scales else x
         if info.scales:
             return x * self._repeat
+        if info.scaled_entries:
+            x = x.clone()
+            x.view(-1)[list(info.scaled_entries)] *= self._repeat
+            return x
         if info.batch_axis is None:
             return x
         counts = [1] * x.dim()

@@ -59,15 +59,21 @@ class Histogram:
     """Weighted counts of signed real numbers in `2·SLOTS` bins.
 
     *counts*: `[2·SLOTS]` float64, bin i holds `[(i - SLOTS)·w, (i + 1 - SLOTS)·w)`. *exponent*: w = 2**exponent.
-    *zeros*: the weight of exact zeros, which bin SLOTS holds too.
+    *zeros*: the weight of exact zeros, which bin SLOTS holds too. *grain*: the smallest weight of an element.
     """
 
     def __init__(
-        self, counts: Tensor | None = None, *, exponent: int = MIN_EXPONENT, zeros: float = 0.0
+        self,
+        counts: Tensor | None = None,
+        *,
+        exponent: int = MIN_EXPONENT,
+        zeros: float = 0.0,
+        grain: float = math.inf,
     ) -> None:
         self.counts = torch.zeros(2 * SLOTS, dtype=torch.float64) if counts is None else counts
         self.exponent = exponent
         self.zeros = zeros
+        self.grain = grain
 
     @property
     def width(self) -> float:
@@ -94,12 +100,14 @@ class Histogram:
     def add(self, x: Tensor, *, weight: float = 1.0) -> None:
         """Count every element of *x* with *weight*, in place.
 
-        *x*: `[n]` float32 or float64, each |x| < SLOTS · width. The counts follow *x* to its device.
+        *x*: `[n, m]`, at most float32, each |x| < SLOTS · width. The counts follow *x* to its device.
         """
         self.counts = self.counts.to(x.device)
+        self.grain = min(self.grain, weight)
         weights = torch.full((1,), weight, dtype=torch.float64, device=x.device)
-        for start in range(0, len(x), _PART):
-            part = x[start : start + _PART]
+        rows = max(_PART // x.shape[1], 1)
+        for start in range(0, len(x), rows):
+            part = x[start : start + rows].to(torch.float32).reshape(-1)
             # x / width and its floor are exact (a power of two), and so is the sum (below 2**15): no element falls
             # into another bin than it would have fallen into after a later doubling.
             bins = (part * math.ldexp(1.0, -self.exponent)).floor_().add_(SLOTS).to(torch.int32)
@@ -113,6 +121,7 @@ class Histogram:
         self.widen(theirs.exponent)
         self.counts += theirs.counts
         self.zeros += other.zeros
+        self.grain = min(self.grain, other.grain)
 
     def array(self) -> Array:
         """The counts, `[2·SLOTS]` float64."""
@@ -128,7 +137,7 @@ class Histogram:
         counts = self.array()
         folded = counts[SLOTS:] + counts[SLOTS - 1 :: -1]
         folded[0] = max(folded[0] - self.zeros, 0.0)
-        return Magnitudes(folded, self.width, self.zeros, largest)
+        return Magnitudes(folded, self.width, self.zeros, largest, self.grain)
 
 
 def _zeros(x: Tensor) -> int:
@@ -141,12 +150,14 @@ class Magnitudes:
     """The distribution of |x|: bins of *width* for the nonzero elements, *zeros* apart, and the exact *largest*.
 
     *counts*: `[n]` float64, bin j holds `[j·width, (j+1)·width)`, nonzero elements only.
+    *grain*: the smallest weight of an element.
     """
 
     counts: Array
     width: float
     zeros: float
     largest: float
+    grain: float = 1.0
 
     def centres(self) -> Array:
         """The middle of every bin, but never beyond *largest*; `[n]` float64, real units."""
@@ -164,26 +175,33 @@ class Magnitudes:
     def rebinned(self, bins: int) -> tuple[Array, float]:
         """Counts in *bins* bins centred on multiples of `largest / (bins - 1)`, and that width.
 
-        A bin of ours goes, undivided, where its middle lies: dividing it would fill bins that are empty in the data, and the
-        divergence of a sparse tail depends on which bins are empty. Elements move by at most half of our width.
+        A bin of ours that straddles an edge is divided in proportion, but into whole elements (of the smallest weight):
+        fractions of elements would fill bins that are empty in the data, and the divergence of a sparse tail depends on
+        which bins are empty. Elements move by at most our width, which is a quarter of the new one or less.
         """
         width = self.largest / (bins - 1)
         if width == 0.0:
-            return np.zeros(bins), 0.0
-        where = np.minimum(np.floor(self.centres() / width + 0.5).astype(np.int64), bins - 1)
-        return np.bincount(where, weights=self.counts, minlength=bins).astype(np.float64), width
+            return np.zeros(bins), width
+        cumulative = np.concatenate([[0.0], np.cumsum(self.counts)])
+        edges = np.append(0.0, (np.arange(bins) + 0.5) * width)
+        at_edges = np.interp(edges / self.width, np.arange(len(cumulative)), cumulative)
+        parted = np.rint(at_edges / self.grain) * self.grain
+        parted[-1] = cumulative[-1]
+        return np.diff(parted), width
 
     def quantile(self, percent: float) -> float:
         """The percentile of |x|, zeros included. *percent*: 0..100."""
         counts = self.counts.copy()
         counts[0] += self.zeros
-        return quantile(counts, percent, origin=0.0, width=self.width, lo=0.0, hi=self.largest)
+        return quantile(counts, percent, origin=0.0, width=self.width, lo=None, hi=self.largest)
 
 
-def quantile(counts: Array, percent: float, *, origin: float, width: float, lo: float, hi: float) -> float:
+def quantile(
+    counts: Array, percent: float, *, origin: float, width: float, lo: float | None, hi: float
+) -> float:
     """The *percent* percentile of binned data: linear between the two nearest order statistics, as `numpy.percentile`.
 
-    *counts*: `[n]`, bin j starts at `origin + j·width`. *lo*, *hi*: the exact extremes of the data, real units.
+    *counts*: `[n]`, bin j starts at `origin + j·width`. *lo*, *hi*: the exact extremes of the data, real units; *lo* None: not known.
     The result is within one bin of the percentile of the data themselves.
     """
     cumulative = np.cumsum(counts)
@@ -191,10 +209,10 @@ def quantile(counts: Array, percent: float, *, origin: float, width: float, lo: 
     position = last * percent / 100.0
 
     def order_statistic(k: float) -> float:
-        if k <= 0.0:
-            return lo
         if k >= last:
             return hi
+        if k <= 0.0 and lo is not None:
+            return lo
         j = int(np.searchsorted(cumulative, k, side="right"))
         share = (k - (cumulative[j] - counts[j]) + 0.5) / counts[j]
         return float(np.clip(origin + (j + min(share, 1.0)) * width, lo, hi))

@@ -85,7 +85,9 @@ class Range(Op):
         bounds = [next(rest) if b is None else b for b in self.bounds]
         dtype = self.dtype or next((b.dtype for b in bounds if isinstance(b, Tensor)), torch.int64)
         numbers = [b.item() if isinstance(b, Tensor) else b for b in bounds]
-        return torch.arange(*numbers, dtype=dtype, device=self.get_buffer("anchor").device)
+        start, end, step = numbers
+        end = max(start, end) if step > 0 else min(start, end)  # an empty range, where torch refuses
+        return torch.arange(start, end, step, dtype=dtype, device=self.get_buffer("anchor").device)
 
     def to_onnx(self, emit: Emitter, inputs: Sequence[str | None]) -> None:
         dtype = self.dtype or torch.int64
@@ -151,9 +153,13 @@ def _dtype(call: AtenCall, *values: Any) -> torch.dtype:
 
 @ATEN.register("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
 def _fill_from_aten(call: AtenCall) -> Built | None:
-    name = _packet(call)
+    name = call.target
     value: Any = 0.0 if "zeros" in name else 1.0 if "ones" in name else call["fill_value"]
-    dtype = _seen(call["self"]) if name.startswith("new_") and call.args.get("dtype") is None else _dtype(call, value)
+    dtype = (
+        _seen(call["self"])
+        if name.startswith("new_") and call.args.get("dtype") is None
+        else _dtype(call, value)
+    )
     if dtype not in ELEMENTS or isinstance(value, fx.Node):
         return None
     shape, given = split_sizes(call["size"])
@@ -162,7 +168,7 @@ def _fill_from_aten(call: AtenCall) -> Built | None:
 
 @ATEN.register("zeros_like", "ones_like", "full_like")
 def _fill_like_from_aten(call: AtenCall) -> Built | None:
-    name = _packet(call)
+    name = call.target
     value: Any = 0.0 if "zeros" in name else 1.0 if "ones" in name else call["fill_value"]
     dtype = call.args.get("dtype") or _seen(call["self"])
     if dtype not in ELEMENTS or isinstance(value, fx.Node):
@@ -188,10 +194,6 @@ def _range_from_aten(call: AtenCall) -> Built | None:
     given = tuple(b for b in bounds if isinstance(b, fx.Node))
     op = Range(*(None if isinstance(b, fx.Node) else b for b in bounds), dtype=dtype)
     return Built(op, given)
-
-
-def _packet(call: AtenCall) -> str:
-    return call.target.removeprefix("aten.").removeprefix("aten::").split(".")[0]
 
 
 def _seen(value: Any) -> torch.dtype | None:

@@ -31,7 +31,9 @@ class Einsum(Op):
         terms = left.split(",")
         if "->" not in self.equation:  # implied: letters that occur once, in alphabetical order
             letters = left.replace(",", "").replace("...", "")
-            right = "..." * ("..." in left) + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+            right = "..." * ("..." in left) + "".join(
+                sorted(c for c in set(letters) if letters.count(c) == 1)
+            )
         return terms, right
 
     def weight_axis(self, index: int, rank: int) -> int | None:

@@ -1,8 +1,7 @@
-"""Arithmetic, comparisons, logic and selection, element by element with broadcasting; arithmetic of shape integers."""
+"""Arithmetic, comparisons and logic, element by element with broadcasting."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -105,9 +104,9 @@ _FORMS: dict[str, _Form] = {
     "LessOrEqual": _Form(torch.le, "LessOrEqual", ("le", "less_equal")),
     "Greater": _Form(torch.gt, "Greater", ("gt", "greater")),
     "GreaterOrEqual": _Form(torch.ge, "GreaterOrEqual", ("ge", "greater_equal")),
-    "And": _Form(torch.logical_and, "And", ("logical_and", "bitwise_and"), is_logic=True),
-    "Or": _Form(torch.logical_or, "Or", ("logical_or", "bitwise_or"), is_logic=True),
-    "Xor": _Form(torch.logical_xor, "Xor", ("logical_xor", "bitwise_xor"), is_logic=True),
+    "And": _Form(torch.logical_and, "And", ("logical_and", "bitwise_and", "__and__"), is_logic=True),
+    "Or": _Form(torch.logical_or, "Or", ("logical_or", "bitwise_or", "__or__"), is_logic=True),
+    "Xor": _Form(torch.logical_xor, "Xor", ("logical_xor", "bitwise_xor", "__xor__"), is_logic=True),
 }
 
 
@@ -188,7 +187,8 @@ def seen(node: Any) -> Any:
     return 1.0 if isinstance(value, torch.SymFloat) else value
 
 
-def _dtype_of(node: Any) -> torch.dtype:
+def dtype_of(node: Any) -> torch.dtype:
+    """The dtype of the tensor or number that export saw at *node*."""
     value = seen(node)
     if isinstance(value, Tensor):
         return value.dtype
@@ -211,7 +211,7 @@ def _build(kind: str, a: Any, b: Any) -> Built | None:
         kind,
         scalar=scalar,
         scalar_first=scalar is not None and not isinstance(a, fx.Node),
-        dtypes=tuple(_dtype_of(n) for n in nodes),
+        dtypes=tuple(dtype_of(n) for n in nodes),
         computes_in=computes_in,
     )
     return Built(op, tuple(nodes))
@@ -252,15 +252,16 @@ def _scalar(call: OnnxCall, index: int) -> npt.NDArray[Any] | None:
     return found if found.ndim == 0 or (other is not None and len(other) >= 1) else None
 
 
-_TORCH_TYPES = {np.dtype(numpy_type): dtype for dtype, (_, numpy_type) in ELEMENT_TYPES.items()}
+#: numpy dtype -> torch dtype.
+TORCH_TYPES = {np.dtype(numpy_type): dtype for dtype, (_, numpy_type) in ELEMENT_TYPES.items()}
 
 
 def _build_from_onnx(kind: str, call: OnnxCall) -> Built:
     if len(call.inputs) == 2:
         for index in (1, 0):
             scalar = _scalar(call, index)
-            if scalar is not None and scalar.dtype in _TORCH_TYPES and call.constant(1 - index) is None:
-                dtype = _TORCH_TYPES[scalar.dtype]
+            if scalar is not None and scalar.dtype in TORCH_TYPES and call.constant(1 - index) is None:
+                dtype = TORCH_TYPES[scalar.dtype]
                 op = Elementwise(
                     kind,
                     scalar=scalar.reshape(()).item(),
@@ -309,115 +310,3 @@ class Mean(Op):
 @ONNX.register("Mean")
 def _mean_from_onnx(call: OnnxCall) -> Built:
     return Built(Mean(), call.inputs)
-
-
-class Where(Op):
-    """`a` where the condition holds, else `b`. Inputs: condition, then those of a and b that are not *constants*."""
-
-    kind = "Where"
-    roles = (Role.INDEX, Role.ACTIVATION, Role.ACTIVATION)
-
-    def __init__(
-        self, *, a: float | None = None, b: float | None = None, dtype: torch.dtype | None = None
-    ) -> None:
-        super().__init__()
-        self.a, self.b, self.dtype = a, b, dtype
-
-    def forward(self, condition: Tensor, *xs: Tensor) -> Tensor:
-        rest = iter(xs)
-        a, b = (next(rest) if v is None else v for v in (self.a, self.b))
-        if not isinstance(a, Tensor) and not isinstance(b, Tensor):
-            a = torch.tensor(a, dtype=self.dtype)
-        return torch.where(condition, a, b)
-
-    def to_onnx(self, emit: Emitter, inputs: Sequence[str | None]) -> None:
-        numpy_type = ELEMENT_TYPES[self.dtype or torch.float32][1]
-        rest = iter(inputs[1:])
-        names = [
-            next(rest) if v is None else emit.constant(np.asarray(v, dtype=numpy_type), hint)
-            for v, hint in ((self.a, "a"), (self.b, "b"))
-        ]
-        emit.node("Where", [inputs[0], *names], self.outputs)
-
-    def describe(self) -> str:
-        return ", ".join(f"{k}={v}" for k, v in (("a", self.a), ("b", self.b)) if v is not None)
-
-
-def _where(condition: Any, a: Any, b: Any) -> Built | None:
-    dtype = torch.result_type(seen(a), seen(b))
-    nodes = [x for x in (a, b) if isinstance(x, fx.Node)]
-    if dtype not in ELEMENT_TYPES or any(_dtype_of(n) != dtype for n in nodes):
-        return None
-    constants = [None if isinstance(x, fx.Node) else x for x in (a, b)]
-    return Built(Where(a=constants[0], b=constants[1], dtype=dtype), (condition, *nodes))
-
-
-@ATEN.register("where")
-def _where_from_aten(call: AtenCall) -> Built | None:
-    return None if "self" not in call.args else _where(call["condition"], call["self"], call["other"])
-
-
-@ATEN.register("masked_fill")
-def _masked_fill_from_aten(call: AtenCall) -> Built | None:
-    return _where(call["mask"], call["value"], call["self"])
-
-
-@ONNX.register("Where")
-def _where_from_onnx(call: OnnxCall) -> Built:
-    values: list[Any] = [call.inputs[1], call.inputs[2]]
-    dtype = None
-    for i in (0, 1):
-        array = call.constant(i + 1)
-        if array is not None and array.ndim == 0 and array.dtype in _TORCH_TYPES and dtype is None:
-            dtype, values[i] = _TORCH_TYPES[array.dtype], array.item()
-    constants = [None if isinstance(v, str) else v for v in values]
-    return Built(
-        Where(a=constants[0], b=constants[1], dtype=dtype),
-        (call.inputs[0], *(v for v in values if isinstance(v, str))),
-    )
-
-
-#: Python functions of shape integers that export leaves in the graph.
-INTEGER_FUNCTIONS: dict[Any, str] = {
-    operator.add: "Add",
-    operator.sub: "Sub",
-    operator.mul: "Mul",
-    operator.floordiv: "Div",  # sizes are not negative, so truncating is flooring
-    operator.mod: "Mod",
-    operator.neg: "Neg",
-    torch.sym_max: "Max",
-    torch.sym_min: "Min",
-}
-
-
-class IntArithmetic(Op):
-    """Arithmetic of Python integers that depend on input sizes. *operands*: numbers, None where an input stands."""
-
-    kind = "IntArithmetic"
-    roles = (Role.INDEX,)
-
-    def __init__(self, function: Callable[..., Any], operands: Sequence[int | None]) -> None:
-        super().__init__()
-        self.function, self.operands = function, tuple(operands)
-
-    def forward(self, *xs: Any) -> Any:
-        rest = iter(xs)
-        return self.function(*(next(rest) if o is None else o for o in self.operands))
-
-    def to_onnx(self, emit: Emitter, inputs: Sequence[str | None]) -> None:
-        rest = iter(inputs)
-        names = [
-            next(rest) if o is None else emit.constant(np.asarray(o, dtype=np.int64), f"operand{i}")
-            for i, o in enumerate(self.operands)
-        ]
-        op_type = INTEGER_FUNCTIONS[self.function]
-        emit.node(op_type, names, self.outputs)
-
-    def describe(self) -> str:
-        return f"{self.function.__name__}({', '.join('·' if o is None else str(o) for o in self.operands)})"
-
-
-def integer_arithmetic(function: Callable[..., Any], operands: Sequence[Any]) -> Built:
-    """The operator for *function* of fx nodes and numbers."""
-    nodes = tuple(o for o in operands if isinstance(o, fx.Node))
-    return Built(IntArithmetic(function, [None if isinstance(o, fx.Node) else o for o in operands]), nodes)

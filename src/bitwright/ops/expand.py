@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from bitwright.graph.op import Emitter, Op, Role
@@ -25,7 +24,11 @@ class Expand(Op):
         self.shape = shape
 
     def forward(self, x: Tensor, *given: Any) -> Tensor:
-        return x.broadcast_to(torch.broadcast_shapes(tuple(x.shape), resolve(self.shape, given)))
+        asked = resolve(self.shape, given)
+        shift = len(asked) - x.dim()
+        # A 1 keeps x's length, and where x has more axes than asked for, so do they.
+        kept = [x.shape[i - shift] if a == 1 and i >= shift else a for i, a in enumerate(asked)]
+        return x.broadcast_to([*x.shape[: max(0, -shift)], *kept])
 
     def to_onnx(self, emit: Emitter, inputs: Sequence[str | None]) -> None:
         emit.node("Expand", [inputs[0], emit_sizes(emit, self.shape, inputs[1:], "shape")], self.outputs)
@@ -110,7 +113,9 @@ def _expand_from_onnx(call: OnnxCall) -> Built:
 @ONNX.register("Tile")
 def _tile_from_onnx(call: OnnxCall) -> Built:
     repeats = as_vector(call.constant(1))
-    return Built(Tile(repeats), (call.inputs[0],) if repeats is not None else (call.inputs[0], call.inputs[1]))
+    return Built(
+        Tile(repeats), (call.inputs[0],) if repeats is not None else (call.inputs[0], call.inputs[1])
+    )
 
 
 @ATEN.register("expand", "broadcast_to")

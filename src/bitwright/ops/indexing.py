@@ -47,7 +47,9 @@ class Gather(Op):
         return x.index_select(axis, flat).reshape(shape)
 
     def to_onnx(self, emit: Emitter, inputs: Sequence[str | None]) -> None:
-        indices = inputs[1] if self.index is None else emit.constant(np.array(self.index, dtype=np.int64), "index")
+        indices = (
+            inputs[1] if self.index is None else emit.constant(np.array(self.index, dtype=np.int64), "index")
+        )
         emit.node("Gather", [inputs[0], indices], self.outputs, axis=self.axis)
 
     def describe(self) -> str:
@@ -187,7 +189,9 @@ def _gather_nd_from_onnx(call: OnnxCall) -> Built:
 
 @ONNX.register("ScatterND")
 def _scatter_nd_from_onnx(call: OnnxCall) -> Built:
-    return Built(ScatterND(call.attribute("reduction", "none")), (call.inputs[0], call.inputs[1], call.inputs[2]))
+    return Built(
+        ScatterND(call.attribute("reduction", "none")), (call.inputs[0], call.inputs[1], call.inputs[2])
+    )
 
 
 @ONNX.register("ScatterElements")

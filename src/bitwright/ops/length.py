@@ -50,7 +50,9 @@ class Shape(Op):
         return torch.tensor(x.shape[self.start : self.end], dtype=torch.int64, device=x.device)
 
     def to_onnx(self, emit: Emitter, inputs: Sequence[str | None]) -> None:
-        emit.node("Shape", inputs, self.outputs, start=self.start, **({} if self.end is None else {"end": self.end}))
+        emit.node(
+            "Shape", inputs, self.outputs, start=self.start, **({} if self.end is None else {"end": self.end})
+        )
 
 
 class ElementCount(Op):

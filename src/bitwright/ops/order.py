@@ -129,7 +129,11 @@ class CumSum(Op):
     def to_onnx(self, emit: Emitter, inputs: Sequence[str | None]) -> None:
         axis = emit.constant(np.array(self.axis, dtype=np.int64), "axis")
         emit.node(
-            "CumSum", [inputs[0], axis], self.outputs, exclusive=int(self.exclusive), reverse=int(self.reverse)
+            "CumSum",
+            [inputs[0], axis],
+            self.outputs,
+            exclusive=int(self.exclusive),
+            reverse=int(self.reverse),
         )
 
     def describe(self) -> str:
@@ -190,7 +194,9 @@ def _non_zero_from_onnx(call: OnnxCall) -> Built:
 @ONNX.register("OneHot")
 def _one_hot_from_onnx(call: OnnxCall) -> Built:
     depth = call.required_constant(1, "the depth")
-    return Built(OneHot(int(depth.reshape(())), axis=call.attribute("axis", -1)), (call.inputs[0], call.inputs[2]))
+    return Built(
+        OneHot(int(depth.reshape(())), axis=call.attribute("axis", -1)), (call.inputs[0], call.inputs[2])
+    )
 
 
 @ONNX.register("CumSum")

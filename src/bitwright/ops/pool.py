@@ -28,14 +28,21 @@ class _Windows:
         dilation: Sequence[int],
         ceil: bool,
     ) -> None:
-        self.kernel, self.stride, self.dilation, self.ceil = tuple(kernel), tuple(stride), tuple(dilation), ceil
+        self.kernel, self.stride, self.dilation, self.ceil = (
+            tuple(kernel),
+            tuple(stride),
+            tuple(dilation),
+            ceil,
+        )
         self.pads = pads if isinstance(pads, str) else tuple(pads)
 
     def margins(self, lengths: Sequence[int]) -> list[tuple[int, int, int]]:
         """Per axis: padding before, padding after, and what the last window needs beyond that (*ceil* only)."""
         n = len(self.kernel)
         found = []
-        for i, (length, k, s, d) in enumerate(zip(lengths, self.kernel, self.stride, self.dilation, strict=True)):
+        for i, (length, k, s, d) in enumerate(
+            zip(lengths, self.kernel, self.stride, self.dilation, strict=True)
+        ):
             reach = (k - 1) * d + 1
             if isinstance(self.pads, str):
                 total = max(0, (math.ceil(length / s) - 1) * s + reach - length)
@@ -93,7 +100,9 @@ class MaxPool(Op):
         w = self.windows
         margins = w.margins(x.shape[2:])
         n = len(w.kernel)
-        if all(b == e and not extra and 2 * b <= k for (b, e, extra), k in zip(margins, w.kernel, strict=True)):
+        if all(
+            b == e and not extra and 2 * b <= k for (b, e, extra), k in zip(margins, w.kernel, strict=True)
+        ):
             begins = tuple(b for b, _, _ in margins)
         else:  # torch pads equally at both ends
             x = _padded(x, [(b, e + extra) for b, e, extra in margins], -math.inf)
@@ -232,7 +241,9 @@ def _adaptive_pool_from_aten(call: AtenCall) -> Built | None:
         return Built(GlobalAveragePool(), (call["self"],))
     lengths = call.shape(call["self"])[2:]
     # Where the lengths divide, the adaptive windows are equal and do not overlap.
-    kernel = [length // size for length, size in zip(lengths, sizes, strict=True) if length and length % size == 0]
+    kernel = [
+        length // size for length, size in zip(lengths, sizes, strict=True) if length and length % size == 0
+    ]
     if len(kernel) != n:
         return None
     return Built(AveragePool(kernel, stride=kernel, pads=[0] * 2 * n), (call["self"],))

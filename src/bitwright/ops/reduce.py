@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
-from bitwright.graph.op import Emitter, Op, Role
+from bitwright.graph.op import Emitter, Op
 from bitwright.ops.elementwise import Elementwise
 from bitwright.ops.sizes import int_constant
 from bitwright.ops.spelling import ATEN, ONNX, AtenCall, Built, OnnxCall, Unsupported, ints
@@ -126,7 +126,13 @@ for _kind in _REDUCTIONS:
 
 # --- ATen ----------------------------------------------------------------------------------------------------
 
-_ATEN = {"mean": "ReduceMean", "sum": "ReduceSum", "amax": "ReduceMax", "amin": "ReduceMin", "logsumexp": "ReduceLogSumExp"}
+_ATEN = {
+    "mean": "ReduceMean",
+    "sum": "ReduceSum",
+    "amax": "ReduceMax",
+    "amin": "ReduceMin",
+    "logsumexp": "ReduceLogSumExp",
+}
 
 
 def _dtype_of(value: object) -> torch.dtype | None:
@@ -143,12 +149,8 @@ def _reduce_from_aten(call: AtenCall) -> Built | None:
         return None
     dims = call.args.get("dim")
     axes = [dims] if isinstance(dims, int) else list(dims) if dims else None
-    kind = _ATEN[_packet(call)]
+    kind = _ATEN[call.target]
     return Built(Reduce(kind, axes, keep=bool(call.args.get("keepdim", False))), (call["self"],))
-
-
-def _packet(call: AtenCall) -> str:
-    return call.target.removeprefix("aten.").removeprefix("aten::").split(".")[0]
 
 
 @ATEN.register("prod")
@@ -163,7 +165,7 @@ def _prod_from_aten(call: AtenCall) -> Built | None:
 
 @ATEN.register("max", "min")
 def _extremum_from_aten(call: AtenCall) -> Built:
-    largest = _packet(call) == "max"
+    largest = call.target == "max"
     if "other" in call.args:
         return Built(Elementwise("Max" if largest else "Min"), (call["self"], call["other"]))
     if "dim" in call.args:

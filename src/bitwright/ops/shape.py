@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from bitwright.graph.op import Emitter, Op, Role
@@ -121,7 +122,9 @@ class Transpose(Op):
         return x.permute(tuple(range(x.dim()))[::-1] if self.perm is None else self.perm)
 
     def to_onnx(self, emit: Emitter, inputs: Sequence[str | None]) -> None:
-        emit.node("Transpose", inputs, self.outputs, **({} if self.perm is None else {"perm": list(self.perm)}))
+        emit.node(
+            "Transpose", inputs, self.outputs, **({} if self.perm is None else {"perm": list(self.perm)})
+        )
 
     def describe(self) -> str:
         return f"perm={self.perm}"
@@ -185,7 +188,7 @@ def _reshape_from_aten(call: AtenCall) -> Built | None:
 
 def _is_length(node: fx.Node, x: Any, axis: int) -> bool:
     """True if *node* is the length of x's *axis*."""
-    return str(node.target).startswith("aten.sym_size") and node.args[0] is x and node.args[1] == axis
+    return node.target is torch.ops.aten.sym_size.int and node.args[0] is x and bool(node.args[1] == axis)
 
 
 @ATEN.register("flatten")
@@ -234,7 +237,7 @@ def _transpose_from_aten(call: AtenCall) -> Built:
 @ATEN.register("t", "numpy_T", "mT", "matrix_H", "adjoint")
 def _matrix_transpose_from_aten(call: AtenCall) -> Built:
     rank = len(call.shape(call["self"]))
-    if call.target.startswith(("numpy_T", "aten.numpy_T")):
+    if call.target == "numpy_T":
         return Built(Transpose(range(rank)[::-1]), (call["self"],))
     return _swapped(call, -1, -2) if rank > 1 else Built(Transpose(range(rank)), (call["self"],))
 
@@ -250,7 +253,8 @@ def _swapped(call: AtenCall, a: int, b: int) -> Built:
 def _movedim_from_aten(call: AtenCall) -> Built:
     rank = len(call.shape(call["self"]))
     sources, targets = (
-        [d % rank for d in ([call[k]] if isinstance(call[k], int) else call[k])] for k in ("source", "destination")
+        [d % rank for d in ([call[k]] if isinstance(call[k], int) else call[k])]
+        for k in ("source", "destination")
     )
     rest = iter(d for d in range(rank) if d not in sources)
     perm = [sources[targets.index(i)] if i in targets else next(rest) for i in range(rank)]

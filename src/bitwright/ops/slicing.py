@@ -90,7 +90,7 @@ class Split(Op):
 
     def to_onnx(self, emit: Emitter, inputs: Sequence[str | None]) -> None:
         count = self.parts if self.sizes is None else len(self.sizes)
-        names = [*self.outputs, *[""] * (count - len(self.outputs))]
+        names = [*self.outputs, *[""] * count][:count]
         names = [name or emit.temporary(f"part_{i}") for i, name in enumerate(names)]
         parts = [emit.temporary(f"slice_{i}") for i in range(count)] if self.squeeze else names
         if self.sizes is None:
@@ -103,7 +103,9 @@ class Split(Op):
                 emit.node("Squeeze", [part, axes], [name])
 
     def describe(self) -> str:
-        return f"axis={self.axis}, " + (f"parts={self.parts}" if self.sizes is None else f"sizes={self.sizes}")
+        return f"axis={self.axis}, " + (
+            f"parts={self.parts}" if self.sizes is None else f"sizes={self.sizes}"
+        )
 
 
 @ONNX.register("Slice")

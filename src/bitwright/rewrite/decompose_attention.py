@@ -11,10 +11,11 @@ from torch import fx, nn
 from bitwright.graph.graph import Graph, ValueInfo
 from bitwright.graph.op import Op
 from bitwright.ops.attention import Attention
-from bitwright.ops.elementwise import Elementwise, Where
+from bitwright.ops.elementwise import Elementwise
 from bitwright.ops.linear import MatMul
 from bitwright.ops.shape import Transpose
 from bitwright.ops.softmax import Softmax
+from bitwright.ops.where import Where
 
 
 def decompose_attention(graph: Graph) -> Graph:

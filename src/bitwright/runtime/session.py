@@ -21,7 +21,8 @@ _LEVELS = {
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "default": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-_ERRORS_ONLY = 3
+#: ONNX Runtime's log stays silent: what goes wrong is raised.
+_FATAL_ONLY = 4
 
 
 class Session:
@@ -41,7 +42,7 @@ class Session:
         options = ort.SessionOptions()
         options.graph_optimization_level = _LEVELS[optimisation]
         options.intra_op_num_threads = threads
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = _FATAL_ONLY
         # Without this, x86 processors that lack VNNI may saturate sums of two 8-bit products at 16 bits.
         options.add_session_config_entry("session.x64quantprecision", "1")
         self.where = str(model) if isinstance(model, Path) else "the exported model"

@@ -24,7 +24,7 @@ from bitwright.numerics.spec import QParams
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
 from bitwright.runtime.agreement import AgreementMeter
-from bitwright.runtime.proof import OpDifference, Proof
+from bitwright.runtime.proof import OpDifference, Proof, tie_width
 from bitwright.runtime.session import Session
 
 #: Metadata of a QuantizeLinear node: the value of the graph whose codes it writes.
@@ -74,6 +74,8 @@ class _Row:
     steps: int = 0
     differing: int = 0
     elements: int = 0
+    ties: int = 0
+    slack: int = 0
 
 
 class _Comparison:
@@ -150,7 +152,7 @@ class _Comparison:
         for value in (v for op in ops for v in self.graph.op(op).outputs):
             q = self.plan.qparams(value)
             if value in codes and value in inner and q is not None:
-                self._count(group, value, quantize(inner[value], _half_even(q)), codes[value])
+                self._count(group, value, inner[value], _half_even(q), codes[value])
 
     def _variables(self, op: str) -> list[str]:
         """Names of what *op* reads, constants left out."""
@@ -169,20 +171,29 @@ class _Comparison:
         is_number = self.graph.value(value).info.dtype is None and isinstance(x, Tensor)
         return int(x.reshape(())) if is_number else x
 
-    def _count(self, group: str, value: str, ours: Tensor, theirs: Tensor) -> None:
-        if ours.shape != theirs.shape:
+    def _count(self, group: str, value: str, x: Tensor, q: QParams, theirs: Tensor) -> None:
+        """Compare the codes of *x*, the simulation's unrounded result, with the engine's."""
+        if x.shape != theirs.shape:
             raise ProofError(
                 f"operator {group}, value {value}",
-                expected=f"the simulation's shape {list(ours.shape)}",
+                expected=f"the simulation's shape {list(x.shape)}",
                 found=f"{list(theirs.shape)} in ONNX Runtime",
                 remedy="The exported model does not compute what was simulated; please report it with the model.",
             )
-        difference = (ours.int() - theirs.int()).abs_()
+        difference = (quantize(x, q).int() - theirs.int()).abs_()
+        differing = int(torch.count_nonzero(difference))
         row = self.rows[group]
         row.elements += difference.numel()
-        if difference.numel():
+        if differing:
             row.steps = max(row.steps, int(difference.max()))
-            row.differing += int(torch.count_nonzero(difference))
+            row.differing += differing
+            producer = self.graph.value(value).producer
+            assert producer is not None
+            width = tie_width(q.scale[0], self.graph.op(producer).output_range())
+            row.slack = max(row.slack, int(width))
+            near = (difference > 0) & (difference <= 1 + int(width))
+            steps = (x / q.scale_tensor(x))[near].double()
+            row.ties += int(((steps - steps.floor() - 0.5).abs() <= width).sum())
 
     def _side_values(self) -> list[str]:
         """Values that quantized groups read unquantized from outside: indices, shapes, float parameters."""
@@ -219,9 +230,15 @@ class _Comparison:
             for v in self.graph.op(op).outputs
             if v in self.codes and (q := self.plan.qparams(v)) is not None
         ]
-        kind = self.plan.ops[group].kind
         return OpDifference(
-            group, kind, max(widths, key=lambda d: d.bits), row.steps, row.differing, row.elements
+            group,
+            self.plan.ops[group].kind,
+            max(widths, key=lambda d: d.bits),
+            row.steps,
+            row.differing,
+            row.elements,
+            row.ties,
+            row.slack,
         )
 
 

@@ -25,8 +25,9 @@ class Method(Protocol):
     def range(self, statistics: ValueStatistics, spec: QuantSpec) -> tuple[float, float]:
         """The range (lo, hi) of *statistics* that *spec* should represent, real units, lo <= hi.
 
-        *statistics*: of a value of which at least one element was seen. The range lies within the exact extremes, if
-        *spec* is asymmetric, else within (-A, A), A being the exact max |x|. All zeros give (0, 0).
+        *statistics*: of a value of which at least one element was seen. Of a symmetric *spec* the range is (-T, T), or
+        (0, T) for unsigned codes, with 0 < T <= max |x|; of an asymmetric one it lies within the exact extremes, widened to 0.
+        All zeros give (0, 0).
         """
         ...
 
