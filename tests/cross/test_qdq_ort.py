@@ -31,7 +31,6 @@ from bitwright.runtime.verify import verify
 
 DATA = Path(os.environ.get("BITWRIGHT_DATA", Path(__file__).parents[3] / "shared" / "data"))
 NETWORKS = ("mobilenetv2_torchvision", "cifar10_resnet20", "kwt1_fsdd10")
-OUTPUT_STEPS = {"int8": 1, "int16": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +87,7 @@ def prove(graph: Graph, batches: list[dict[str, Tensor]], plan: Plan) -> None:
     onnx.checker.check_model(model, full_check=True)
     proof = verify(graph, plan, model, batches)
     assert [d.name for d in proof.per_op] == [g for g in plan.groups if plan.precision(g) != "float"]
-    assert max(d.steps for d in proof.per_op) <= 1
+    assert max((d.steps for d in proof.per_op), default=0) <= 1
     assert sum(d.differing - d.ties for d in proof.per_op if d.dtype.bits == 8) == 0
 
 
@@ -96,8 +95,12 @@ def prove(graph: Graph, batches: list[dict[str, Tensor]], plan: Plan) -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("target", target_names())
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    ("network", "target"),
+    [(n, "onnxruntime") for n in NETWORKS]
+    + [("cifar10_resnet20", t) for t in target_names() if t != "onnxruntime"]
+    + [("mobilenetv2_torchvision", "bm1684")],
+)
 def test_every_operator_of_a_real_onnx_network_is_proved(
     shared: ModuleType, network: str, target: str
 ) -> None:
@@ -263,14 +266,15 @@ def test_modules_of_every_family_export_and_are_proved(name: str, target: str) -
     prove(graph, batches, planned(graph, batches, target))
 
 
-def test_a_tied_table_is_float_for_the_look_up_and_codes_for_the_product() -> None:
+def test_a_tied_table_is_stored_as_floats_for_a_float_look_up_and_as_codes_for_the_product() -> None:
     torch.manual_seed(0)
     graph = prepared(capture(Tied().eval(), (torch.randint(0, 10, (2, 4)),)))
     batches = [{graph.info.inputs[0].name: torch.randint(0, 10, (4, 4))}]
-    plan = planned(graph, batches, "onnxruntime")
+    plan = planned(
+        graph, batches, "onnxruntime", lambda g: {o.name: "float" for o in g.ops if o.kind == "Embedding"}
+    )
     model = export_qdq(graph, plan)
     names = {t.name for t in model.graph.initializer}
-    stored = [n for n in names if n.endswith("weight_quantized")]
-    assert len(stored) == 1
-    assert stored[0].removesuffix("_quantized") in names
+    assert [n for n in names if "weight_quantized" in n] == ["table.weight_quantized"]
+    assert "table.weight" in names
     verify(graph, plan, model, batches)

@@ -98,7 +98,7 @@ FORMS: dict[str, tuple[Callable[[Tensor], Any], Tensor, str]] = {
     "repeat": (lambda x: x.repeat(1, 2, 1, 3), IMAGE, "Tile"),
     "repeat into more axes": (lambda x: x.mean(0).repeat(3, 1, 1, 2), IMAGE, "Tile"),
     "tile": (lambda x: x.tile((2, 1)), TOKENS, "Tile"),
-    "broadcast to": (lambda x: x.mean(1, keepdim=True).broadcast_to(2, 5, 8)[:1] + x, TOKENS, "Expand"),
+    "broadcast to": (lambda x: x.mean(1, keepdim=True).broadcast_to(x.shape[0], 5, 8) + x, TOKENS, "Expand"),
     "flip": (lambda x: x.flip((1, 3)), IMAGE, "Flip"),
     "slice": (lambda x: x[:, 1:-1, ::2], IMAGE, "Slice"),
     "narrow": (lambda x: x.narrow(2, 1, 3), IMAGE, "Slice"),

@@ -571,3 +571,18 @@ def test_chance_in_evaluation_is_refused() -> None:
         captured(Function(lambda x: x + torch.rand_like(x)), 4)
     with pytest.raises(ModelError, match="chance"):
         captured(Function(lambda x: F.dropout(x, 0.5, True)), 400)
+
+
+def test_outputs_that_are_no_tensors_stay() -> None:
+    graph, _ = captured(
+        Function(lambda x: {"y": x + 1, "n": x.shape[0], "name": "here", "ones": torch.ones(2)}), 4
+    )
+    found = graph(torch.ones(5, 4))
+    assert (found["n"], found["name"]) == (5, "here")
+    assert torch.equal(found["ones"], torch.ones(2))
+
+
+def test_control_flow_operators_are_refused() -> None:
+    model = Function(lambda x: torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,)))
+    with pytest.raises(ModelError, match="cond"):
+        captured(model, 4)

@@ -13,7 +13,7 @@ from bitwright.errors import DataError
 from bitwright.graph.graph import Graph
 from bitwright.plan.assign import assign
 from bitwright.plan.target import load_target
-from tests.networks import Residual, calibrated, pictures, randomised, ready, solved
+from tests.networks import Residual, calibrated, pictures, randomised, ready, solved, tokens
 
 
 @pytest.fixture(scope="module")
@@ -124,4 +124,37 @@ def test_nan_in_the_data_is_refused(graph: Graph) -> None:
     x[2, 0, 0, 0] = float("nan")
 
     with pytest.raises(DataError, match="x"):
+        collect(graph, [{"x": x}])
+
+
+class _Causal(torch.nn.Module):
+    """Self-attention under a causal mask: its masked scores hold minus infinity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = torch.nn.Linear(16, 48)
+        self.out = torch.nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.out(torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+def test_scores_masked_with_infinity_stay_float_and_the_rest_is_quantized() -> None:
+    graph = ready(randomised(_Causal()), tokens())
+    solver, plan = solved(graph, tokens())
+    masked = [v for v in solver.statistics.infinite if v in plan.values]
+
+    assert masked
+    assert all(plan.qparams(v) is None for v in masked)
+    assert plan.precision("qkv") == "int8"
+    assert plan.precision("out") == "int8"
+    assert any("holds infinity" in why for why in plan.refusals.values())
+
+
+def test_infinity_in_the_data_is_refused(graph: Graph) -> None:
+    x = pictures(4)
+    x[0, 0, 0, 0] = float("inf")
+
+    with pytest.raises(DataError, match="infinite"):
         collect(graph, [{"x": x}])

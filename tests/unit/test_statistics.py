@@ -95,7 +95,7 @@ def test_moments_are_those_of_the_samples() -> None:
     assert moments.kurtosis == pytest.approx(((x - x.mean()) ** 4).mean() / x.var() ** 2, rel=1e-4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.permutations(range(5)), st.integers(0, 2**32 - 1))
 def test_the_order_of_the_batches_does_not_matter(order: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -129,13 +129,13 @@ def test_merging_nothing_changes_nothing() -> None:
     assert (one.lo, one.hi, one.elements) == (-2.0, 1.0, 2)
 
 
-@pytest.mark.parametrize("elements", [*range(32_700, 32_900), 150_528, 401_408, 1_204_224, 38_535_168])
-def test_the_sampling_step_is_prime_to_the_runs_and_leaves_few_enough(elements: int) -> None:
-    step = sampling_step(elements)
+def test_the_sampling_step_is_prime_to_the_runs_and_leaves_few_enough() -> None:
+    for elements in (*range(32_000, 36_000), 150_528, 401_408, 1_204_224, 38_535_168):
+        step = sampling_step(elements)
 
-    assert np.gcd(step, elements // RUN) == 1
-    assert -(-(elements // RUN) // step) * RUN <= max(MAX_SAMPLES, elements / SPARSEST) + RUN
-    assert step == 1 or elements > MAX_SAMPLES
+        assert np.gcd(step, elements // RUN) == 1
+        assert -(-(elements // RUN) // step) * RUN <= max(MAX_SAMPLES, elements / SPARSEST) + RUN
+        assert step == 1 or elements > MAX_SAMPLES
 
 
 def test_a_sampled_batch_keeps_exact_extremes_and_totals() -> None:

@@ -26,9 +26,19 @@ def collect(
     replay = Replay(graph)
     statistics = Statistics()
     names = [i.name for i in graph.info.inputs]
+
+    def observe(name: str, x: Tensor) -> None:
+        try:
+            statistics.update(name, x)
+        except DataError:
+            # Inside a network minus infinity is how scores are masked; in its inputs, or as NaN, it is an error.
+            if name in names or bool(x.isnan().any()):
+                raise
+            statistics.update_masked(name, x)
+
     for batch in batches:
         inputs = {name: batch[name] for name in names}
-        replay.run(inputs, observe=statistics.update)
+        replay.run(inputs, observe=observe)
         samples = next(iter(inputs.values())).shape[0] if inputs else 0
         statistics.samples += samples
         if progress:

@@ -32,6 +32,9 @@ class Solver:
 
     def __init__(self, graph: Graph, target: Target, statistics: Statistics) -> None:
         self.graph, self.target, self.statistics = graph, target, statistics
+        self._infinite = statistics.infinite | {
+            v.name for v in graph.values.values() if v.is_constant and _holds_infinity(graph.constant(v.name))
+        }
         self._activations: dict[tuple[str, str, Precision], QParams] = {}
         self._constants: dict[tuple[str, QuantSpec], QParams] = {}
 
@@ -43,7 +46,9 @@ class Solver:
         """
         while True:
             values = self._activation_entries(plan)
-            values, refused = self._weight_entries(plan, values)
+            refused = self._masked_groups(plan, values)
+            values, unfit = self._weight_entries(plan, values)
+            refused.update(unfit)
             if not refused:
                 return replace(plan, values=values)
             for group, why in refused.items():
@@ -55,6 +60,9 @@ class Solver:
         values: dict[str, ValueEntry] = {}
         for name, entry in plan.values.items():
             q: QParams | None = None
+            if name in self._infinite:
+                values[name] = replace(entry, qparams=None, why="holds infinity (a mask), which no code stands for")
+                continue
             if entry.role == "activation" and entry.same_as is not None:
                 source = values.get(entry.same_as)
                 q = None if source is None else source.qparams
@@ -64,6 +72,17 @@ class Solver:
                 q = self._constant(name, self._width(plan, name))
             values[name] = replace(entry, qparams=q)
         return values
+
+    def _masked_groups(self, plan: Plan, values: Mapping[str, ValueEntry]) -> dict[str, str]:
+        """Quantized groups that write or read a value holding infinity: group -> reason."""
+        refused: dict[str, str] = {}
+        for name, entry in values.items():
+            if entry.qparams is None and name in self._infinite:
+                value = self.graph.value(name)
+                touching = [r.op for r in value.readers] + ([value.producer] if value.producer else [])
+                why = f"value {name} holds infinity (a mask); give masks as large finite numbers to quantize this"
+                refused.update({plan.ops[op].group: why for op in touching if _quantized(plan.ops[op])})
+        return refused
 
     def _width(self, plan: Plan, name: str) -> Precision:
         """The precision of a value: its producer's; if that is float, the widest of its quantized readers'."""
@@ -216,6 +235,10 @@ class Solver:
 
 def _quantized(entry: OpEntry) -> bool:
     return entry.precision != "float"
+
+
+def _holds_infinity(x: Tensor) -> bool:
+    return x.is_floating_point() and bool(x.isinf().any())
 
 
 def _overflow_share(bias: Tensor, scale: float) -> float:

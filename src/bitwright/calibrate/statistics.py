@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import ItemsView, Iterator, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ SPARSEST = 16
 
 #: A larger batch is sampled in runs of this many neighbours: one line of cache (float32), read at the price of one element.
 RUN = 16
+
 _FORMAT = "bitwright statistics 1"
 
 
@@ -35,11 +36,12 @@ class ValueStatistics:
     *lo*, *hi*: exact extremes, real units (inf, -inf before the first element). *elements*: how many were seen.
     *histogram*: all of them, by weight.
 
-    The extremes see every element. The histogram sees all elements of a batch of up to `MAX_SAMPLES`; of a larger batch it
-    sees every s-th run of `RUN` neighbours in memory, s having no factor in common with the number of runs, so that
-    no channel, row or column is left out. Each then counts for about s elements, so that totals stay right. The share of data
-    below a percentile (p, as a fraction) read from n sampled elements is p ± √(p(1-p)/n), up to √RUN times that where neighbours are alike;
-    thresholds never pass the exact extremes. The same batches in another order give the same counts.
+    The extremes see every element. The histogram sees all elements of a batch of up to `MAX_SAMPLES`; of a larger
+    batch it sees every s-th run of `RUN` neighbours in memory, s having no factor in common with the number of runs,
+    so that no channel, row or column is left out. Each then counts for about s elements, so that totals stay right.
+    The share of data below a percentile (p, as a fraction) read from n sampled elements is p ± √(p(1-p)/n), up to
+    √RUN times that where neighbours are alike; thresholds never pass the exact extremes. The same batches in another
+    order give the same counts.
     """
 
     name: str
@@ -184,9 +186,17 @@ class ValueStatistics:
 class Statistics:
     """What calibration saw, value by value. *samples*: how many calibration samples it is based on."""
 
-    def __init__(self, values: Mapping[str, ValueStatistics] | None = None, *, samples: int = 0) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, ValueStatistics] | None = None,
+        *,
+        samples: int = 0,
+        infinite: Iterable[str] = (),
+    ) -> None:
         self._values = dict(values or {})
         self.samples = samples
+        #: Values that held infinity (masked scores); only their finite elements were counted.
+        self.infinite = set(infinite)
 
     def __getitem__(self, name: str) -> ValueStatistics:
         """The statistics of the value *name*. *raises* `UnknownName`."""
@@ -218,6 +228,13 @@ class Statistics:
             value = self._values[name] = ValueStatistics(name)
         value.update(x)
 
+    def update_masked(self, name: str, x: Tensor) -> None:
+        """As `update`, but infinite elements are left out, and the value is remembered in `infinite`."""
+        if bool(x.isinf().any()):
+            self.infinite.add(name)
+            x = x[~x.isinf()]
+        self.update(name, x)
+
     def merge(self, other: Statistics) -> None:
         """Add what *other* has seen, in place."""
         for name, value in other.items():
@@ -225,12 +242,13 @@ class Statistics:
                 self._values[name] = ValueStatistics(name)
             self._values[name].merge(value)
         self.samples += other.samples
+        self.infinite |= other.infinite
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file: one tensor of counts per value, all else in its metadata. *raises* `OutputError`."""
         states = {name: value.state() for name, value in self.items()}
         counts = {name: state.pop("counts") for name, state in states.items()}
-        metadata = {"format": _FORMAT, "samples": str(self.samples), "values": json.dumps(states)}
+        metadata = {"format": _FORMAT, "samples": str(self.samples), "infinite": json.dumps(sorted(self.infinite)), "values": json.dumps(states)}
         try:
             Path(path).write_bytes(save(counts, metadata))
         except OSError as error:
@@ -254,7 +272,8 @@ class Statistics:
                     name: ValueStatistics.from_state(name, {**state, "counts": file.get_tensor(name)})
                     for name, state in states.items()
                 }
-                return cls(values, samples=int(metadata["samples"]))
+                infinite = json.loads(metadata["infinite"])
+                return cls(values, samples=int(metadata["samples"]), infinite=infinite)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"statistics file {path}",
@@ -265,8 +284,10 @@ class Statistics:
 
 
 def sampling_step(elements: int) -> int:
-    """The step from sampled run to sampled run; 1: every element is looked at. The smallest that is prime to the number of runs
-    and leaves at most max(`MAX_SAMPLES`, *elements* / `SPARSEST`) elements.
+    """The step from sampled run to sampled run; 1: every element is looked at.
+
+    The smallest one that is prime to the number of runs and leaves at most max(`MAX_SAMPLES`, *elements* / `SPARSEST`)
+    elements (and less than one run).
     """
     step = min(-(-elements // MAX_SAMPLES), SPARSEST)
     while math.gcd(step, elements // RUN) != 1:

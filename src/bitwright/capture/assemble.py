@@ -51,15 +51,14 @@ class Assembler:
         """
         if path in self._nodes:
             return path
-        owner, leaf = self._place(path)
+        owner, leaf, target = self._place(path)
         as_parameter = tensor.is_floating_point() if parameter is None else parameter
         if as_parameter:
             held = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=True)
             owner.register_parameter(leaf, held)
         else:
             owner.register_buffer(leaf, tensor, persistent=persistent)
-        parent = self._path_of(owner)
-        node = self.graph.get_attr(f"{parent}.{leaf}" if parent else leaf)
+        node = self.graph.get_attr(target)
         node.meta[VALUE_NAME] = path
         self._nodes[path] = node
         return path
@@ -68,7 +67,7 @@ class Assembler:
         """Let checkpoints contain the constant *value* under a second *path* too (tied weights)."""
         source, _, key = str(self._nodes[value].target).rpartition(".")
         tensor = getattr(self.root.get_submodule(source), key)
-        owner, leaf = self._place(path)
+        owner, leaf, _ = self._place(path)
         if isinstance(tensor, nn.Parameter):
             owner.register_parameter(leaf, tensor)
         else:
@@ -77,13 +76,11 @@ class Assembler:
     def add_op(self, op: Op, name: str, inputs: Sequence[Any], outputs: Sequence[str]) -> None:
         """Append operator *op* called *name*. *inputs*: value names (str), numbers, or None. *outputs*: value names."""
         op.name, op.outputs = name, tuple(outputs)
-        owner, leaf = self._place(name, op)
+        owner, leaf, target = self._place(name, op)
         held = owner._modules.get(leaf)
         if held is not None:  # parameters or inner operators are already stored at this path: move them over
             _adopt(op, held)
         owner.add_module(leaf, op)
-        parent = self._path_of(owner)
-        target = f"{parent}.{leaf}" if parent else leaf
         args = tuple(self._nodes[i] if isinstance(i, str) else i for i in inputs)
         node = self.graph.call_module(target, args)
         if len(outputs) == 1:
@@ -107,15 +104,19 @@ class Assembler:
         graph = Graph.build(self.root, self.graph, info)
         leaves = torch.utils._pytree.tree_leaves(graph.graph.output_node().args[0])
         # Public output names: what the values are called (an output may be an input or a constant).
-        graph.info = replace(graph.info, outputs=tuple(graph.value_name(leaf) for leaf in leaves if isinstance(leaf, fx.Node)))
+        names = tuple(graph.value_name(leaf) for leaf in leaves if isinstance(leaf, fx.Node))
+        graph.info = replace(graph.info, outputs=names)
         return graph
 
     # --- where things are stored ---------------------------------------------------------------------------
 
-    def _place(self, path: str, op: Op | None = None) -> tuple[nn.Module, str]:
-        """The module that will hold *path*'s last part, created if need be, and that part, free of collisions."""
+    def _place(self, path: str, op: Op | None = None) -> tuple[nn.Module, str, str]:
+        """The module that will hold *path*'s last part, created if need be; that part; and the whole path.
+
+        All are free of collisions.
+        """
         parts = [p for p in path.replace('"', "'").replace("\\", "/").split(".") if p] or ["_"]
-        owner = self.root
+        owner, keys = self.root, []
         for part in parts[:-1]:
             key = part
             while not isinstance(owner._modules.get(key), nn.Module) and self._is_taken(owner, key):
@@ -125,17 +126,17 @@ class Assembler:
             child = owner._modules[key]
             assert child is not None
             owner = child
+            keys.append(key)
         leaf = parts[-1]
-        while self._is_taken(owner, leaf) and not (op is not None and _can_adopt(op, owner._modules.get(leaf))):
+        while self._is_taken(owner, leaf) and not (
+            op is not None and _can_adopt(op, owner._modules.get(leaf))
+        ):
             leaf += "_"
-        return owner, leaf
+        return owner, leaf, ".".join([*keys, leaf])
 
     def _is_taken(self, owner: nn.Module, key: str) -> bool:
         # The root's contents end in a `Graph`, whose own attributes they must not hide.
         return hasattr(owner, key) or (owner is self.root and (key == "info" or hasattr(Graph, key)))
-
-    def _path_of(self, module: nn.Module) -> str:
-        return next(str(path) for path, m in self.root.named_modules() if m is module)
 
 
 def _can_adopt(op: Op, held: nn.Module | None) -> bool:

@@ -14,9 +14,10 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 from torch import Tensor
 
 from bitwright.capture.assemble import Assembler, look_at_values
+from bitwright.capture.onnx_branches import bodies, inline_branches
 from bitwright.capture.onnx_check import check_against_runtime
 from bitwright.capture.onnx_fold import Folded, fold
-from bitwright.capture.onnx_prepare import fix_input_shapes, prepare_model, read_model
+from bitwright.capture.onnx_prepare import fix_input_shapes, name_nodes, prepare_model, read_model
 from bitwright.errors import ModelError
 from bitwright.graph.graph import Graph, GraphInfo, GraphInput
 from bitwright.graph.op import Role
@@ -43,11 +44,16 @@ def load_onnx(
     model, where = read_model(path)
     original = ModelProto()
     original.CopyFrom(model)
+    name_nodes(original.graph.node)  # ONNX Runtime refuses repeated names
     model = prepare_model(model, where)
     if input_shapes:
         fix_input_shapes(model, input_shapes, where)
     inputs, dynamic = _inputs(model, where)
-    importer = _Importer(model, fold(model, _BATCH if dynamic else None), where)
+    batch = _BATCH if dynamic else None
+    folded = fold(model, batch)
+    while inline_branches(model, folded.arrays):
+        folded = fold(model, batch)
+    importer = _Importer(model, folded, where)
     graph = importer.build(inputs, dynamic)
     example = _example(inputs, dynamic)
     if check:
@@ -172,15 +178,14 @@ class _Importer:
         """The values a node reads, without those that a known vector stands for."""
         known = self.folded.targets
         reads = [i for k, i in enumerate(node.input) if i and (node.name, k) not in known]
-        for attribute in node.attribute:  # bodies of control flow read outer values by name
-            for body in [attribute.g, *attribute.graphs] if attribute.type in _BODIES else []:
-                reads += [i for inner in body.node for i in inner.input]
+        for body in bodies(node):  # they read outer values by name
+            reads += [i for inner in body.node for i in inner.input]
         return reads
 
     def _add(self, node: NodeProto) -> None:
         if node.domain not in ("", "ai.onnx"):
             raise Unsupported(f"custom domain {node.domain}")
-        if any(a.type in _BODIES for a in node.attribute):
+        if any(True for _ in bodies(node)):
             raise Unsupported("control flow")
         builder = ONNX.find(node.op_type)
         if builder is None:
@@ -210,14 +215,20 @@ class _Importer:
     def _place(self, node: NodeProto, built: Built) -> None:
         for index, value in enumerate(built.inputs):
             if isinstance(value, str):
-                statistics = node.op_type == "BatchNormalization" and index >= 3
-                self._ensure(value, trained=built.op.role(index) in _TRAINED and not statistics)
+                self._ensure(value, trained=self._is_trained(node, value, index, built.op.role(index)))
         # A value that is missing belongs to a node that is listed as an obstacle already.
         if all(not isinstance(v, str) or v in self.assembler for v in built.inputs):
             outputs = list(node.output)
             while not outputs[-1]:
                 outputs.pop()
             self.assembler.add_op(built.op, node.name, built.inputs, outputs)
+
+    def _is_trained(self, node: NodeProto, value: str, index: int, role: Role) -> bool:
+        """Whether training may change a constant: weights and what looks like them, but no batch-norm statistics."""
+        if node.op_type == "BatchNormalization" and index >= 3:
+            return False
+        array = self.folded.arrays.get(value)
+        return role in _TRAINED or (value in self.initializers and array is not None and array.size > 1)
 
     def _ensure(self, value: str, *, trained: bool) -> None:
         """Store *value* if it is a constant that is not stored yet."""
@@ -226,7 +237,6 @@ class _Importer:
         array = self.extra.get(value, self.folded.arrays.get(value))
         if array is None:
             return
-        trained = trained or (value in self.initializers and array.ndim > 0 and array.size > 1)
         tensor = _tensor(array)
         self.assembler.add_constant(value, tensor, parameter=trained and tensor.is_floating_point())
 
@@ -244,7 +254,6 @@ def _static_batch(inputs: Sequence[GraphInput]) -> int:
     return first or 1
 
 
-_BODIES = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 _DTYPES = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.DOUBLE: torch.float64,

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx.shape_inference
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from bitwright.capture.onnx_branches import bodies
 from bitwright.capture.onnx_vectors import UNKNOWN, Entry, Symbol, Vector, evaluate
 
 #: A dimension: a length, a symbol, or None where nothing is known.
@@ -79,7 +79,7 @@ def fold(model: ModelProto, batch: str | None) -> Folded:
             _knowledge(v.reshape(-1) for v in vectors.values()),
         ):
             return Folded(arrays, dims, _targets(model.graph.node, arrays, vectors, dims))
-        _tell(scratch, arrays, dims)
+        _tell(scratch, arrays, dims, types)
 
 
 def _knowledge(shapes: Iterable[Iterable[Any]]) -> tuple[int, int]:
@@ -154,7 +154,12 @@ def _better(x: Entry, y: Entry) -> Entry:
     return y
 
 
-def _tell(scratch: ModelProto, arrays: Mapping[str, npt.NDArray[Any]], dims: Mapping[str, Dims]) -> None:
+def _tell(
+    scratch: ModelProto,
+    arrays: Mapping[str, npt.NDArray[Any]],
+    dims: Mapping[str, Dims],
+    types: Mapping[str, int],
+) -> None:
     """Hand what was learnt to the next round of shape inference."""
     graph = scratch.graph
     kept = [n for n in graph.node if not all(o in arrays for o in n.output if o)]
@@ -170,13 +175,12 @@ def _tell(scratch: ModelProto, arrays: Mapping[str, npt.NDArray[Any]], dims: Map
         graph.node.extend(copies)
     produced = {o for n in graph.node for o in n.output}
     outputs = {o.name: o for o in graph.output}
-    elem = {v.name: v.type.tensor_type.elem_type for v in graph.value_info}
     del graph.value_info[:]
     for name, shape in dims.items():
         if name in produced and name not in outputs:
             info = helper.make_tensor_value_info(
                 name,
-                elem.get(name, TensorProto.UNDEFINED),
+                types.get(name, TensorProto.UNDEFINED),
                 [d if isinstance(d, int) else d.name if isinstance(d, Symbol) else None for d in shape],
             )
             graph.value_info.append(info)
@@ -224,7 +228,7 @@ def _run(
     node: NodeProto, opset: int, arrays: Mapping[str, npt.NDArray[Any]]
 ) -> dict[str, npt.NDArray[Any]] | None:
     """The outputs of a node whose inputs are all constant, or None if they are better left to run time."""
-    if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
+    if any(True for _ in bodies(node)):
         return None
     feeds = {i: arrays[i] for i in node.input if i}
     if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range"):

@@ -17,6 +17,7 @@ import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, NodeProto, TensorProto
 
+from bitwright.capture.onnx_branches import bodies
 from bitwright.capture.onnx_upgrade import upgrade
 from bitwright.errors import ModelError
 
@@ -115,6 +116,7 @@ def prepare_model(model: ModelProto, where: str) -> ModelProto:
     """
     opset = _default_opset(model, where)
     _reject_quantized(model.graph.node, where)
+    _reject_sparse(model, where)
     if not any(is_unknown(node, opset) for node in model.graph.node):
         _check(model, where)
     if model.functions:
@@ -186,6 +188,16 @@ def _check(model: ModelProto, where: str) -> None:
         return
 
 
+def _reject_sparse(model: ModelProto, where: str) -> None:
+    if model.graph.sparse_initializer:
+        raise ModelError(
+            where,
+            expected="dense weights",
+            found=f"{len(model.graph.sparse_initializer)} sparse ones",
+            remedy="Store the weights as ordinary initializers.",
+        )
+
+
 def _drop_constant_inputs(model: ModelProto) -> None:
     """Before IR version 4 every initializer was also an input; they are constants to us."""
     constants = {t.name for t in model.graph.initializer}
@@ -196,7 +208,10 @@ def _drop_constant_inputs(model: ModelProto) -> None:
 
 
 def name_nodes(nodes: Sequence[NodeProto]) -> None:
-    """Give every node a name of its own: the first output's name where it has none or shares it."""
+    """Give every node a name of its own: the first output's name where it has none or shares it. Bodies count apart."""
+    for node in nodes:
+        for body in bodies(node):
+            name_nodes(body.node)
     taken: set[str] = set()
     counts = Counter(n.name for n in nodes if n.name)
     for node in nodes:

@@ -7,7 +7,7 @@ opsets that are more than further data types are the few functions below, one pe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx.shape_inference
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from bitwright.capture.onnx_branches import bodies, names_in
 from bitwright.errors import ModelError
+
+#: Rank (None if unknown) and dtype of a value.
+_Type = tuple[int | None, npt.DTypeLike]
 
 
 @dataclass
@@ -81,14 +85,21 @@ class _Rewrite:
 
 def upgrade(model: ModelProto, opset: int, where: str) -> None:
     """Convert all nodes of *model* from *opset* to opset 21, in place. All nodes must have names."""
-    constants = {t.name: t for t in model.graph.initializer}
-    for node in model.graph.node:
+    types = _types(model) if opset < 13 else {}
+    _upgrade_graph(model.graph, opset, types, names_in(model.graph), where)
+
+
+def _upgrade_graph(
+    graph: GraphProto, opset: int, types: Mapping[str, _Type], taken: set[str], where: str
+) -> None:
+    constants = {t.name: t for t in graph.initializer}
+    for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             constants[node.output[0]] = node.attribute[0].t
-    types = _types(model) if opset < 13 else {}
-    taken = {n.name for n in model.graph.node} | {v for n in model.graph.node for v in (*n.input, *n.output)}
     nodes: list[NodeProto] = []
-    for node in list(model.graph.node):
+    for node in list(graph.node):
+        for body in bodies(node):
+            _upgrade_graph(body, opset, types, taken, where)
         entry = _CONVERSIONS.get(node.op_type)
         if entry is None or opset >= entry[0]:
             nodes.append(node)
@@ -112,23 +123,23 @@ def upgrade(model: ModelProto, opset: int, where: str) -> None:
                 remedy="Export the model again with opset 21.",
             ) from error
         nodes += [*rewrite.before, rewrite.node, *rewrite.after]
-        model.graph.initializer.extend(rewrite.constants)
+        graph.initializer.extend(rewrite.constants)
     # Assigning to a repeated field frees the old messages: the new ones must not share memory with them.
     copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 class _CannotConvert(Exception):
     """The reason why a node has no equivalent at opset 21."""
 
 
-def _types(model: ModelProto) -> dict[str, tuple[int | None, npt.DTypeLike]]:
+def _types(model: ModelProto) -> dict[str, _Type]:
     try:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except (ValueError, onnx.shape_inference.InferenceError):
         graph = model.graph
-    found: dict[str, tuple[int | None, npt.DTypeLike]] = {}
+    found: dict[str, _Type] = {}
     for v in (*graph.input, *graph.output, *graph.value_info):
         tensor = v.type.tensor_type
         if tensor.elem_type not in (TensorProto.UNDEFINED, TensorProto.STRING):

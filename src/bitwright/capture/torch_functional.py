@@ -342,8 +342,12 @@ def kind(node: fx.Node) -> str:
 
 
 def where(node: fx.Node) -> str:
-    """The author's module path and, if torch recorded it, the line of the author's code."""
+    """The author's module path and, if torch recorded it, the line of the author's code (not of generated code)."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path = stack[-1][0] if stack else ""
-    lines = [s.strip() for s in str(node.meta.get("stack_trace") or "").splitlines() if "File " in s]
+    lines = [
+        s.strip()
+        for s in str(node.meta.get("stack_trace") or "").splitlines()
+        if "File " in s and "<" not in s
+    ]
     return f"module {path!r}" + (f" ({lines[-1]})" if lines else "")

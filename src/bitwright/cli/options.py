@@ -55,6 +55,14 @@ class DataFlags:
             rich_help_panel=_DATA,
         ),
     ] = None
+    calibration_data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            help="Calibrate on these samples. Default: samples of --data.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None
     input_num: Annotated[
         int,
         typer.Option(metavar="N", min=0, help="Samples to calibrate with; 0: all.", rich_help_panel=_DATA),
@@ -246,6 +254,7 @@ def settings_of(
         seed=data.seed,
         device=data.device,
         labels=data.labels,
+        calibration_data=data.calibration_data,
         image=_image(data),
         bin_shape=None if data.bin_shape is None else parse_shape(data.bin_shape),
         bin_dtype=_checked_dtype(data.bin_dtype),

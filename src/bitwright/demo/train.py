@@ -1,4 +1,30 @@
-"""Trains the two demo networks: `python -m bitwright.demo.train --out DIR`. (docstring to come)"""
+"""Trains the two demo networks: `python -m bitwright.demo.train --out DIR` (about one minute each on one core).
+
+Both are ordinary networks, trained by gradient descent from PyTorch's default initial weights on 1297 digits shifted by
+up to two pixels; no weight was set by hand. Recipes and architecture were chosen so that two well-known hard cases of
+int8 occur, as they do in published networks; most recipes tried on this easy task lose nothing at int8.
+
+*cnn*: SGD at a high rate silences channels: their ReLU6 input turns negative for every picture. The depthwise filter of
+a silent channel gets no gradient, and no weight decay either (MobileNet's advice for depthwise filters), so it keeps
+its size while the channel's running variance goes to 0. Folding BatchNorm then multiplies it by gamma / sqrt(epsilon):
+seven channels reach 11 to 62 where their layers' median is below 1, and one weight scale per layer serves them all.
+At a peak rate of 0.2 to 0.5 no channel falls silent and int8 loses nothing (cosine of the logits above 0.999). At 1.3 all
+four seeds tried lose something, from a cosine of 0.97 down to 0.03 (five with a linear schedule: 0.998 to 0.96). Seed 1
+was picked for a loss that is visible, repairable in steps and not a collapse; the pick looked at float and int8 test results.
+
+*transformer*: blocks 1 and 3 mask far patches by adding -10000 to their scores. One int8 scale for masked scores has a
+step of 79 (10000 / 127) and erases the rest: attention becomes an average over the neighbours. Nothing in the training
+provokes this; it is the published BERT's way of masking. Without the mask, none of some 25 recipes that learned the task
+(learning rates, decay, optimisers, depths, gated and spelled-out GELU) lost more than 0.005 of the cosine at int8.
+
+Figures of the committed weights by a plain simulation (500 test pictures, ranges from 100 training pictures; cosine of
+the logits to float, then top-1 in %). cnn, weights per tensor with power-of-two rescale: float 99.6; int8 0.944, 96.6;
+float depthwise filter of block 2: 0.978, 98.8; also of block 1: 0.993, 98.8; also of block 3: 0.999, 99.4.
+transformer, weights per channel: float 99.2; int8 0.733, 69.6; scores and softmax of block 3 float: 0.914, 89.0; of block 1
+too: 0.9995, 99.4.
+
+Another machine or PyTorch version rounds differently and arrives at other weights; the committed ones are the reference.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +145,7 @@ def _adamw(network: nn.Module) -> torch.optim.Optimizer:
 
 
 RECIPES = {
-    "cnn": Recipe(epochs=24, warmup=0.1, seed=0, make_optimiser=_sgd),
+    "cnn": Recipe(epochs=24, warmup=0.1, seed=1, make_optimiser=_sgd),
     "transformer": Recipe(epochs=60, warmup=0.1, seed=0, make_optimiser=_adamw),
 }
 

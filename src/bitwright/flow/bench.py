@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,10 @@ def open_bench(
     if captured.info.opaque:
         watcher.note(f"kept float, no operator of ours: {', '.join(captured.info.opaque)}")
     dataset = open_dataset(graph, data, settings)
-    chosen = dataset.take(settings.input_num, settings.seed)
+    source = dataset
+    if settings.calibration_data is not None:
+        source = open_dataset(graph, settings.calibration_data, replace(settings, labels=None))
+    chosen = source.take(settings.input_num, settings.seed)
     watcher.stage("calibrating", len(chosen))
     statistics = collect(graph, _batches(graph, chosen, BATCH, device), progress=watcher.advance)
     solver = Solver(graph, target, statistics)

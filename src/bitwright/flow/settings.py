@@ -26,6 +26,8 @@ class Settings:
     seed: int = 0
     device: str = "cpu"
     labels: Path | None = None
+    #: What to calibrate on, in any form that data may have; None: samples of the data itself.
+    calibration_data: object = None
     image: ImageOptions = field(default_factory=ImageOptions)
     bin_shape: tuple[int, ...] | None = None
     bin_dtype: str | None = None

@@ -52,6 +52,8 @@ def tune(
 ) -> Tuned:
     """Quantize *model*, find its sensitive operators, repair it, export it, prove it; write everything to *output*.
 
+    *data*: samples to compare and measure on, and to calibrate on unless the settings name other `calibration_data`.
+
     A target that is missed is no error: the result says so (`reached`) and holds the best plan found. *raises* the
     errors of every stage; `ProofError` if ONNX Runtime computes something else than the simulation.
     """

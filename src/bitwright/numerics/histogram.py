@@ -201,7 +201,8 @@ def quantile(
 ) -> float:
     """The *percent* percentile of binned data: linear between the two nearest order statistics, as `numpy.percentile`.
 
-    *counts*: `[n]`, bin j starts at `origin + j·width`. *lo*, *hi*: the exact extremes of the data, real units; *lo* None: not known.
+    *counts*: `[n]`, bin j starts at `origin + j·width`. *lo*, *hi*: the exact extremes of the data, real units;
+    *lo* None: not known.
     The result is within one bin of the percentile of the data themselves.
     """
     cumulative = np.cumsum(counts)

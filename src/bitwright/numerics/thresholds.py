@@ -1,7 +1,8 @@
 """Clipping thresholds: how far from zero a value is worth representing (docs/numerics.md §4).
 
 Each method is written once, on what it needs of the data (bin counts, tail sums, moments). The functions
-named `…_of_samples` feed it with raw samples and are the definition; `calibrate.observers` feeds the same with streaming histograms.
+named `…_of_samples` feed it with raw samples and are the definition; `calibrate.observers` feeds the same with streaming
+histograms.
 Thresholds are in real units, in (0, max |x|], or 0 when every sample is 0.
 """
 
@@ -47,8 +48,9 @@ def histogram_of_magnitudes(x: Samples, bins: int = KL_BINS) -> tuple[Array, flo
 def kl_threshold(counts: Array, width: float, *, levels: int = 128) -> float:
     """The threshold `i · width` at which clipped data and their *levels*-level form diverge least.
 
-    *counts*: `[n]`, padded with zeros to a multiple of *levels*. *levels*: magnitudes of the format, 128 for int8. Candidates
-    i = levels, 2·levels, …, n; the first of several equal minima wins. Not limited to max |x|: the last candidate ends half a bin behind it.
+    *counts*: `[n]`, padded with zeros to a multiple of *levels*. *levels*: magnitudes of the format, 128 for int8.
+    Candidates i = levels, 2·levels, …, n; the first of several equal minima wins. Not limited to max |x|: the last
+    candidate lies one width beyond it.
     """
     counts = np.pad(np.asarray(counts, dtype=np.float64), (0, -len(counts) % levels))
     candidates = range(levels, len(counts) + 1, levels)
@@ -104,8 +106,8 @@ def fixed_point(
 ) -> float:
     """The threshold s that minimises `s² · 4^-bits / (3u) · below(s) + Σ_{|x|>s} (|x| - s)²`, by Newton's iteration.
 
-    s ← Σ_{|x|>s} |x| / (4^-bits / (3u) · below + above) with u = 4 if all codes serve one sign, else 1 (Sakr et al. 2022,
-    arXiv:2206.06501, equation 6). *start*: real, > 0. Stops after *steps*, or when s changes by less than *tolerance* · s.
+    s ← Σ_{|x|>s} |x| / (4^-bits / (3u) · below + above), u = 4 if all codes serve one sign, else 1 (OCTAV, Sakr et al.
+    2022, arXiv:2206.06501). *start*: real, > 0. Stops after *steps*, or when s changes by less than *tolerance* · s.
     """
     noise = 4.0**-bits / (12.0 if unsigned else 3.0)
     s = start
@@ -181,8 +183,9 @@ def _fixed_point_of_samples(x: Samples, bits: int, unsigned: bool | None, *, oct
 def mse_range(x: Array, counts: Array, *, lo: float, hi: float, bits: int) -> tuple[float, float]:
     """The range within [*lo*, *hi*] and around 0 of least mean squared error for asymmetric codes of so many *bits*.
 
-    *x*: `[n]` ascending, real units, with weights *counts* `[n]`, exact zeros left out. The error is `step² / 12` for every number inside,
-    step = (hi - lo) / (2^bits - 1), plus the squared distance of those outside; a grid of ends is searched, then refined twice.
+    *x*: `[n]` ascending, real units, with weights *counts* `[n]`, exact zeros left out. The error is `step² / 12` for
+    every number inside, step = (hi - lo) / (2^bits - 1), plus the squared distance of those outside; a grid of ends is
+    searched, then refined twice.
     """
     sides = [(-x[x < 0.0][::-1], counts[x < 0.0][::-1]), (x[x > 0.0], counts[x > 0.0])]
     total, levels = float(counts.sum()), 2.0**bits - 1.0
@@ -229,7 +232,8 @@ def signed_percentile_of_samples(x: Samples, percent: float) -> float:
 def aciq_gauss(*, lo: float, hi: float, elements: float, bits: int) -> float:
     """The best threshold for normal data whose deviation is estimated from the range of *elements* samples.
 
-    The expected maximum of n normal numbers gives std ≈ (hi - lo)/2 · 0.35 · (1 + √(π ln 4)) / √(2 ln n). One outlier scales it.
+    The expected maximum of n normal numbers gives std ≈ (hi - lo)/2 · 0.35 · (1 + √(π ln 4)) / √(2 ln n). One outlier
+    scales it.
     """
     largest = max(abs(lo), abs(hi))
     if elements < 2:

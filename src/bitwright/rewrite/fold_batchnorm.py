@@ -156,7 +156,7 @@ def _remove_norm(graph: Graph, pair: _Pair) -> None:
     gone = {raw}
     for node in dict.fromkeys(parameters):
         if not node.users:
-            gone.add(str(node.target))
+            gone.add(graph.value_name(node))
             graph.graph.erase_node(node)
     target = str(pair.norm_node.target)
     if not any(

@@ -26,8 +26,8 @@ class Method(Protocol):
         """The range (lo, hi) of *statistics* that *spec* should represent, real units, lo <= hi.
 
         *statistics*: of a value of which at least one element was seen. Of a symmetric *spec* the range is (-T, T), or
-        (0, T) for unsigned codes, with 0 < T <= max |x|; of an asymmetric one it lies within the exact extremes, widened to 0.
-        All zeros give (0, 0).
+        (0, T) for unsigned codes, with T <= max |x|; of an asymmetric one it lies within the exact extremes, widened
+        to 0. All zeros give (0, 0).
         """
         ...
 
