@@ -168,6 +168,20 @@ def test_a_weight_read_by_a_float_and_a_quantized_operator_is_stored_twice() -> 
     assert {"table", "table_quantized"} <= set(stored(model))
 
 
+def test_operators_that_share_a_weight_have_codes_of_their_own_so_that_onnx_runtime_loads_them() -> None:
+    b = Builder()
+    x, table = b.input("x", None, 3, 4), b.constant("table", 4, 4)
+    first = b.op(MatMul(), "first", x, table)
+    graph = b.done(b.op(MatMul(), "second", first, table))
+    model = checked(*with_plan(graph, "onnxruntime"))
+    assert reads_of(model, "first")[1] == "table_dequantized"
+    assert reads_of(model, "second")[1] == "table_dequantized_2"
+    arrays = stored(model)
+    assert np.array_equal(arrays["table_quantized"], arrays["table_quantized_2"])
+    assert "table" not in arrays
+    Session(model, optimisation="default").run(samples(graph, 2))
+
+
 def test_a_float_graph_output_keeps_its_producer() -> None:
     graph, plan = with_plan(residual(), "generic-int8", asked={"fc": "float"})
     model = checked(graph, plan)

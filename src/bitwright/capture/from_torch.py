@@ -29,6 +29,7 @@ from bitwright.capture.torch_export import (
     export,
     run_original,
     warn_about_training_branches,
+    why_fixed,
 )
 from bitwright.capture.torch_functional import functionalize
 from bitwright.capture.torch_names import canonical_paths, name_operators
@@ -87,10 +88,8 @@ def _export(model: nn.Module, example: Example, *, dynamic_batch: bool) -> tuple
         try:
             run_original(model, large)
             return export(model, large, dynamic=True), True
-        except (
-            Exception
-        ) as error:  # torch.export's refusals have no common class; the fixed export tells real errors
-            reason = next((s.strip() for s in str(error).splitlines() if s.strip()), type(error).__name__)
+        except Exception as error:  # refusals have no common class; the fixed export tells real errors
+            reason = why_fixed(error)
     try:
         program = export(model, example, dynamic=False)
     except Exception as error:

@@ -141,6 +141,12 @@ def explain(model: nn.Module, error: Exception) -> ModelError:
     )
 
 
+def why_fixed(error: Exception) -> str:
+    """One sentence of torch's on why the batch size cannot vary."""
+    violations = [s.strip() for s in str(error).splitlines() if s.strip().startswith("- ")]
+    return violations[0][2:].partition(". ")[0] if violations else _first_line(error)
+
+
 def _place(model: nn.Module, error: Exception) -> str:
     """File and line of the author's code in which *error* arose, as far as it can be told."""
     files = {_file_of(type(m)) for m in model.modules()} - {None}

@@ -55,10 +55,10 @@ class _Inserter:
         self.initializers: list[onnx.TensorProto] = []
         self.before: list[onnx.NodeProto] = []  # pairs of graph inputs and constants
         self.after: dict[str, list[onnx.NodeProto]] = {}  # model name of a produced value -> its pair
-        self.dequantized: dict[str, str] = {}  # model name of a value -> name of its dequantized copy
-        self.everywhere: set[str] = set()  # values whose every reader reads the copy
+        self.everywhere: dict[str, str] = {}  # values whose every reader reads the copy -> its name
         self.raw: dict[str, str] = {}  # quantized graph outputs -> what their operator's result is called
-        self.edges = {(source.name(value), op) for value, op in reads}
+        #: (model name of a value, operator) -> what the operator reads instead
+        self.edges: dict[tuple[str, str], str] = {}
 
     def run(self) -> None:
         for name in dict.fromkeys(value for value, _ in self.reads):
@@ -90,38 +90,50 @@ class _Inserter:
                 found=str(value.info.dtype),
                 remedy="Convert the model to float32.",
             )
-        copy = fresh_name(f"{name}_quantized", self.taken)
         if value.is_constant:
-            codes = quantize(self.graph.constant(value.name).detach(), q)
-            self.initializers.append(initializer(copy, to_numpy(codes)))
-            self.dequantized[name] = fresh_name(f"{name}_dequantized", self.taken)
-            self.before.append(self._pair(name, name, copy, q)[1])
+            for op in self._readers(value):
+                self._insert_constant(value, op, name, q)
             return
-        source = name
+        copy, source = fresh_name(f"{name}_quantized", self.taken), name
         if (value.name, OUTPUT) in self.reads:
             source = self.raw[name] = fresh_name(f"{name}_raw", self.taken)
-            self.dequantized[name] = name
+            result = name
         else:
-            self.dequantized[name] = fresh_name(f"{name}_dequantized", self.taken)
+            result = fresh_name(f"{name}_dequantized", self.taken)
         if is_made_quantized(self.plan, value):
-            self.everywhere.add(name)
-        pair = self._pair(name, source, copy, q)
-        entry = pair[0].metadata_props.add()
+            self.everywhere[name] = result
+        self.edges |= {(name, op): result for op in self._readers(value)}
+        parameters = self._parameters(name, q)
+        quantize_node = helper.make_node("QuantizeLinear", [source, *parameters], [copy], name=copy)
+        entry = quantize_node.metadata_props.add()
         entry.key, entry.value = VALUE_KEY, value.name
+        pair = [quantize_node, self._dequantize(copy, parameters, result, q)]
         if value.producer is None:
             self.before += pair
         else:
-            self.after[name] = [*pair]
+            self.after[name] = pair
 
-    def _pair(self, name: str, source: str, copy: str, q: QParams) -> tuple[onnx.NodeProto, onnx.NodeProto]:
-        """QuantizeLinear and DequantizeLinear of value *name* (for constants, only the second is used)."""
+    def _readers(self, value: Value) -> list[str]:
+        """The operators that read *value* quantized."""
+        ops = dict.fromkeys(r.op for r in value.readers)
+        return [op for op in ops if (value.name, op) in self.reads]
+
+    def _insert_constant(self, value: Value, op: str, name: str, q: QParams) -> None:
+        """Codes and DequantizeLinear of a constant for one reader.
+
+        Each reader has codes of its own: ONNX Runtime (1.31, default level) does not load models in which two quantized
+        operators share a weight.
+        """
+        copy = fresh_name(f"{name}_quantized", self.taken)
+        result = self.edges[name, op] = fresh_name(f"{name}_dequantized", self.taken)
+        codes = quantize(self.graph.constant(value.name).detach(), q)
+        self.initializers.append(initializer(copy, to_numpy(codes)))
+        self.before.append(self._dequantize(copy, self._parameters(name, q), result, q))
+
+    def _dequantize(self, copy: str, parameters: tuple[str, str], result: str, q: QParams) -> onnx.NodeProto:
         axis: dict[str, Any] = {} if q.spec.axis is None else {"axis": q.spec.axis}
-        parameters = self._parameters(name, q)
-        first = helper.make_node("QuantizeLinear", [source, *parameters], [copy], name=copy, **axis)
-        result = self.dequantized[name]
-        named = fresh_name(f"{name}_dequantized", self.taken) if result == name else result
-        second = helper.make_node("DequantizeLinear", [copy, *parameters], [result], name=named, **axis)
-        return first, second
+        name = "_dequantized".join(copy.rsplit("_quantized", 1))
+        return helper.make_node("DequantizeLinear", [copy, *parameters], [result], name=name, **axis)
 
     def _parameters(self, name: str, q: QParams) -> tuple[str, str]:
         """Names of the scale and zero point, stored as one number or one for each channel."""
@@ -137,12 +149,10 @@ class _Inserter:
 
     def _redirect(self, node: onnx.NodeProto) -> None:
         """Let *node* read the copies that its operator reads quantized."""
-        owner = next((self.source.owners[o] for o in node.output if o in self.source.owners), None)
+        owner = next((self.source.owners[o] for o in node.output if o in self.source.owners), "")
 
         def rename(name: str) -> str:
-            if name in self.everywhere or (name, owner) in self.edges:
-                return self.dequantized[name]
-            return name
+            return self.edges.get((name, owner), self.everywhere.get(name, name))
 
         rename_reads(node, rename)
 

@@ -185,7 +185,7 @@ class Magnitudes:
         cumulative = np.concatenate([[0.0], np.cumsum(self.counts)])
         edges = np.append(0.0, (np.arange(bins) + 0.5) * width)
         at_edges = np.interp(edges / self.width, np.arange(len(cumulative)), cumulative)
-        parted = np.rint(at_edges / self.grain) * self.grain
+        parted = np.minimum(np.rint(at_edges / self.grain) * self.grain, cumulative[-1])
         parted[-1] = cumulative[-1]
         return np.diff(parted), width
 
