@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,10 @@ from benchmarks.shared import data_folder, loader, save
 from bitwright.flow.accuracy import measure_accuracy
 from bitwright.flow.bench import Bench, open_bench, open_dataset
 from bitwright.flow.progress import Silence
+from bitwright.flow.result import Stage
 from bitwright.flow.settings import Settings
 from bitwright.flow.tune import float_limit, sensitivities, tuned_thresholds
-from bitwright.flow.result import Stage
 from bitwright.search.choose import float_until
-from dataclasses import replace
 
 TARGETS = ("onnxruntime", "generic-int8", "bm1684x", "bm1684", "journey6")
 
@@ -34,7 +34,12 @@ def mobilenetv2(load: Any) -> tuple[Path, list[Any], list[Any], str]:
     x = torch.from_numpy(load.prep_imagenet_torch(pictures))
     calibration = [x[i : i + 1] for i in range(0, 500, 10)]
     test = [{"input": x[i : i + 1], "label": int(labels[i])} for i in range(500) if i % 10]
-    return data_folder() / "models" / "mobilenetv2_torchvision.onnx", calibration, test, "450 ImageNet pictures"
+    return (
+        data_folder() / "models" / "mobilenetv2_torchvision.onnx",
+        calibration,
+        test,
+        "450 ImageNet pictures",
+    )
 
 
 def kwt1(load: Any) -> tuple[Path, list[Any], list[Any], str]:
@@ -73,7 +78,11 @@ def measure(model: Path, calibration: list[Any], test: list[Any], target: str, m
     return {
         "groups": len(bench.plan.groups),
         **{
-            n: {"cosine": round(s.cosine, 6), "top1": round(100 * accuracy[n].top1, 2), "top5": round(100 * accuracy[n].top5, 2)}
+            n: {
+                "cosine": round(s.cosine, 6),
+                "top1": round(100 * accuracy[n].top1, 2),
+                "top5": round(100 * accuracy[n].top5, 2),
+            }
             for n, s in stages.items()
         },
         "float_ops": floats,
@@ -87,7 +96,9 @@ def main() -> None:
         model, calibration, test, what = {"mobilenetv2": mobilenetv2, "kwt1": kwt1}[name](load)
         result: dict[str, Any] = {"model": name, "measured_on": what, "expected_cos": 0.99, "targets": {}}
         for target in TARGETS:
-            result["targets"][target] = {m: measure(model, calibration, test, target, m) for m in ("max", "mse")}
+            result["targets"][target] = {
+                m: measure(model, calibration, test, target, m) for m in ("max", "mse")
+            }
             print(name, target, result["targets"][target], flush=True)
         save(f"accuracy_{name}", result)
 

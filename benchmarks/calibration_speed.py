@@ -1,6 +1,6 @@
 """The calibration pass with all statistics against the bare float forward passes, in one run.
 
-    python benchmarks/calibration_speed.py
+python benchmarks/calibration_speed.py
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from benchmarks.shared import data_folder, loader, save, timed
 from bitwright.calibrate.collect import collect
 from bitwright.calibrate.observers import parse_method
-from bitwright.capture.from_onnx import load_onnx
 from bitwright.flow.bench import prepared
 from bitwright.graph.replay import Replay
+from bitwright.importers.from_onnx import load_onnx
 from bitwright.numerics.dtype import INT8
 from bitwright.numerics.spec import QuantSpec
 
@@ -41,7 +41,9 @@ def measure(model: Path, x: torch.Tensor, batch: int, repeats: int) -> dict[str,
         statistics, seconds = timed(lambda: collect(graph, batches))
         ratios.append(seconds / float_seconds)
         spec = QuantSpec(INT8, True)
-        _, solve = timed(lambda: [parse_method(m).range(s, spec) for m in METHODS for _, s in statistics.items()])
+        _, solve = timed(
+            lambda: [parse_method(m).range(s, spec) for m in METHODS for _, s in statistics.items()]
+        )
     return {
         "images": len(x),
         "batch": batch,

@@ -55,7 +55,9 @@ def main() -> None:
     losses, slow = timed(lambda: naive(bench))
     difference = max(abs(losses[r.name][m] - r.losses[m]) for r in rows for m in METHODS)
     gain = allowed_gain(bench, rows)
-    many = open_bench(model, data, Settings(target="generic-int8", input_num=100, inference_num=300), Silence())
+    many = open_bench(
+        model, data, Settings(target="generic-int8", input_num=100, inference_num=300), Silence()
+    )
     many.evaluator.reference()
     with PeakMemory() as at_300:
         measure_sensitivity(many.evaluator, many.plan, many.solver.solve, methods=("max",))

@@ -1,6 +1,6 @@
 """Step by step: capture, calibrate, solve, simulate, export, and compare on ONNX Runtime.
 
-    python examples/look_inside.py
+python examples/look_inside.py
 """
 
 import torch
@@ -8,7 +8,11 @@ import torch
 import bitwright as bw
 
 module = torch.nn.Sequential(
-    torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(512, 4)
+    torch.nn.Conv2d(3, 8, 3, padding=1),
+    torch.nn.BatchNorm2d(8),
+    torch.nn.ReLU(),
+    torch.nn.Flatten(),
+    torch.nn.Linear(512, 4),
 ).eval()
 x = torch.randn(16, 3, 8, 8)
 

@@ -1,6 +1,6 @@
 """The main job from Python: a PyTorch module and data in memory.
 
-    python examples/tune_in_python.py [OUTPUT_FOLDER]
+python examples/tune_in_python.py [OUTPUT_FOLDER]
 """
 
 import sys

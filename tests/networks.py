@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from bitwright.calibrate.collect import collect
 from bitwright.calibrate.solve import Solver
 from bitwright.calibrate.statistics import Statistics
-from bitwright.capture.from_torch import capture
 from bitwright.graph.graph import Graph
+from bitwright.importers.from_torch import capture
 from bitwright.plan.assign import assign
 from bitwright.plan.plan import Plan
 from bitwright.plan.target import load_target

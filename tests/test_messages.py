@@ -54,6 +54,8 @@ def test_a_missing_extra_says_what_to_install() -> None:
 
 
 def test_every_error_class_is_in_the_tree_of_the_module_s_docstring() -> None:
-    classes = [n for n, c in vars(errors).items() if isinstance(c, type) and issubclass(c, errors.BitwrightError)]
+    classes = [
+        n for n, c in vars(errors).items() if isinstance(c, type) and issubclass(c, errors.BitwrightError)
+    ]
 
     assert all(name in (errors.__doc__ or "") for name in classes)

@@ -15,20 +15,21 @@ if TYPE_CHECKING:
     from bitwright.calibrate.collect import collect as collect
     from bitwright.calibrate.solve import Solver as Solver
     from bitwright.calibrate.statistics import Statistics as Statistics
-    from bitwright.capture.from_onnx import load_onnx as load_onnx
-    from bitwright.capture.from_torch import capture as capture
     from bitwright.data import Dataset as Dataset
     from bitwright.data import ImageOptions as ImageOptions
     from bitwright.data import open_data as open_data
     from bitwright.errors import BitwrightError as BitwrightError
-    from bitwright.export.onnx_float import export_float as export_float
-    from bitwright.export.onnx_qdq import export_qdq as export_qdq
+    from bitwright.exporters.onnx_float import export_float as export_float
+    from bitwright.exporters.onnx_qdq import export_qdq as export_qdq
+    from bitwright.flow.calibration import run_calibration as run_calibration
     from bitwright.flow.search import run_mixed as run_mixed
     from bitwright.flow.search import run_sensitivity as run_sensitivity
     from bitwright.flow.settings import Settings as Settings
     from bitwright.flow.tune import tune as tune
     from bitwright.graph.graph import Graph as Graph
     from bitwright.graph.replay import Replay as Replay
+    from bitwright.importers.from_onnx import load_onnx as load_onnx
+    from bitwright.importers.from_torch import capture as capture
     from bitwright.plan.assign import assign as assign
     from bitwright.plan.plan import Plan as Plan
     from bitwright.plan.reads import quantized_reads as quantized_reads
@@ -58,24 +59,25 @@ _HOMES = {
     "Statistics": "calibrate.statistics",
     "Target": "plan.target",
     "assign": "plan.assign",
-    "capture": "capture.from_torch",
+    "capture": "importers.from_torch",
     "collect": "calibrate.collect",
     "decompose_attention": "rewrite.decompose_attention",
-    "export_float": "export.onnx_float",
-    "export_qdq": "export.onnx_qdq",
+    "export_float": "exporters.onnx_float",
+    "export_qdq": "exporters.onnx_qdq",
     "fold_batchnorm": "rewrite.fold_batchnorm",
-    "load_onnx": "capture.from_onnx",
+    "load_onnx": "importers.from_onnx",
     "load_target": "plan.target",
     "measure_sensitivity": "search.sensitivity",
     "open_data": "data",
     "quantized_reads": "plan.reads",
+    "run_calibration": "flow.calibration",
     "run_mixed": "flow.search",
     "run_sensitivity": "flow.search",
     "search_mixed_precision": "search.mixed_precision",
     "tune": "flow.tune",
     "verify": "runtime.verify",
 }
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -60,5 +60,7 @@ class Table:
     def __str__(self) -> str:
         lines: Sequence[Sequence[str]] = [self.headers(), *self.cells()]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        text = [
+            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
+        ]
         return "\n".join([self.title, *text])

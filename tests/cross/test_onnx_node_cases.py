@@ -20,11 +20,11 @@ import torch
 from onnx import ModelProto, numpy_helper
 from onnx.backend.test.case.node import collect_testcases
 
-from bitwright.capture.from_onnx import load_onnx
-from bitwright.capture.onnx_prepare import NEWEST_OPSET
 from bitwright.errors import ModelError
 from bitwright.graph.graph import Graph
 from bitwright.graph.replay import Replay
+from bitwright.importers.from_onnx import load_onnx
+from bitwright.importers.onnx_prepare import NEWEST_OPSET
 from bitwright.ops.spelling import ONNX
 
 #: Reasons for which a form may be refused.

@@ -12,10 +12,10 @@ import pytest
 import torch
 from onnx import parser
 
-from bitwright.capture.from_onnx import load_onnx
-from bitwright.export.onnx_float import export_float
+from bitwright.exporters.onnx_float import export_float
 from bitwright.graph.graph import Graph
 from bitwright.graph.replay import Replay
+from bitwright.importers.from_onnx import load_onnx
 from bitwright.ops.spelling import ONNX
 
 RANDOM = np.random.default_rng(7)

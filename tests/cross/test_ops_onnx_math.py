@@ -13,8 +13,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from bitwright.capture.from_onnx import load_onnx
 from bitwright.errors import ModelError
+from bitwright.importers.from_onnx import load_onnx
 from bitwright.ops.unary import _FORMS as UNARY_FORMS
 from bitwright.rewrite.fold_batchnorm import fold_batchnorm
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitwright.capture.from_torch import capture
-from bitwright.export.onnx_float import export_float
+from bitwright.exporters.onnx_float import export_float
 from bitwright.graph.graph import Graph
+from bitwright.importers.from_torch import capture
 from bitwright.ops.elementwise import _FORMS as BINARY_FORMS
 from bitwright.ops.opaque import Opaque
 from bitwright.ops.unary import _FORMS as UNARY_FORMS

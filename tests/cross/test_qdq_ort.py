@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from bitwright.calibrate.collect import collect
 from bitwright.calibrate.solve import Solver
-from bitwright.capture.from_onnx import load_onnx
-from bitwright.capture.from_torch import capture
-from bitwright.export.onnx_float import check_exportable, export_float
-from bitwright.export.onnx_qdq import export_qdq
+from bitwright.exporters.onnx_float import check_exportable, export_float
+from bitwright.exporters.onnx_qdq import export_qdq
 from bitwright.graph.graph import Graph
+from bitwright.importers.from_onnx import load_onnx
+from bitwright.importers.from_torch import capture
 from bitwright.plan.assign import assign
 from bitwright.plan.plan import Plan
 from bitwright.plan.target import load_target, target_names

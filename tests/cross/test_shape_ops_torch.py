@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitwright.capture.from_torch import capture
-from bitwright.export.onnx_float import export_float
+from bitwright.exporters.onnx_float import export_float
 from bitwright.graph.graph import Graph
+from bitwright.importers.from_torch import capture
 from bitwright.runtime.session import Session
 
 torch.manual_seed(3)

@@ -56,7 +56,9 @@ def test_rounding_keeps_large_integers(rounding: Rounding) -> None:
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_every_code_survives_dequantize_and_quantize(dtype: DType, symmetric: bool, rounding: Rounding) -> None:
+def test_every_code_survives_dequantize_and_quantize(
+    dtype: DType, symmetric: bool, rounding: Rounding
+) -> None:
     spec = QuantSpec(dtype, symmetric, None, rounding)
     q = qparams_from_range(spec, [-0.7 if dtype.signed or not symmetric else 0.0], [1.9])
     codes = torch.arange(dtype.qmin, dtype.qmax + 1).to(dtype.storage)
@@ -90,7 +92,9 @@ def test_error_is_at_most_half_a_step_inside_the_range(dtype: DType, lo: float, 
     # At 16 bits float32 itself contributes: half a unit in the last place of the operands.
     slack = 4 * torch.finfo(torch.float32).eps * max(-lo, hi)
 
-    assert float((fake_quantize(x, q) - x).abs().max()) <= 0.5 * step * (1 + 1e-3) + slack + step * (lo > -1e-3 and lo < 0)
+    assert float((fake_quantize(x, q) - x).abs().max()) <= 0.5 * step * (1 + 1e-3) + slack + step * (
+        lo > -1e-3 and lo < 0
+    )
 
 
 @pytest.mark.parametrize("dtype", [INT8, UINT8], ids=lambda d: d.name)

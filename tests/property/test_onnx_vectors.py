@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from bitwright.capture.onnx_vectors import Entry, Symbol, Vector, evaluate
+from bitwright.importers.onnx_vectors import Entry, Symbol, Vector, evaluate
 
 INTS = st.integers(-2, 6)
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from bitwright.calibrate.collect import collect
 from bitwright.calibrate.solve import Solver
-from bitwright.capture.assemble import Assembler, look_at_values
 from bitwright.graph.graph import Graph, GraphInfo, GraphInput
 from bitwright.graph.op import Op
 from bitwright.graph.replay import Replay
+from bitwright.importers.assemble import Assembler, look_at_values
 from bitwright.ops.conv import Conv
 from bitwright.ops.elementwise import Elementwise
 from bitwright.ops.linear import Linear, MatMul

@@ -12,8 +12,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx_cases import SMALL, assert_equals_reference, kinds, model_of
 
-from bitwright.capture.from_onnx import load_onnx
 from bitwright.errors import ModelError
+from bitwright.importers.from_onnx import load_onnx
 from bitwright.ops.unary import Unary
 
 # --- files that cannot be read -------------------------------------------------------------------------------

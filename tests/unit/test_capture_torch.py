@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitwright.capture.from_torch import capture
 from bitwright.errors import ModelError
 from bitwright.graph.graph import Graph
+from bitwright.importers.from_torch import capture
 
 torch.manual_seed(0)
 

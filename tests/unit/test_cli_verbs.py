@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from bitwright.cli.main import run
-from bitwright.export.tpu_mlir import read_calibration_table, read_qtable
+from bitwright.exporters.tpu_mlir import read_calibration_table, read_qtable
 
 SAMPLES, CLASSES = 12, 5
 

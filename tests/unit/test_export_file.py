@@ -9,8 +9,8 @@ import pytest
 from export_cases import residual
 
 from bitwright.errors import OutputError
-from bitwright.export.file import save_model, write_text
-from bitwright.export.onnx_float import export_float
+from bitwright.exporters.onnx_float import export_float, save_model
+from bitwright.files import write_text
 
 
 def test_a_saved_model_is_read_back_equal(tmp_path: Path) -> None:

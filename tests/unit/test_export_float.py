@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from bitwright.errors import ModelError
-from bitwright.export.onnx_float import check_exportable, export_float
+from bitwright.exporters.onnx_float import check_exportable, export_float
 from bitwright.graph.op import Emitter, Op
 from bitwright.ops.conv import Conv, ConvTranspose
 from bitwright.ops.elementwise import Elementwise

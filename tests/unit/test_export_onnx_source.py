@@ -10,10 +10,10 @@ import torch
 from export_cases import runs_alike, samples, solved
 from onnx import helper, numpy_helper
 
-from bitwright.capture.assemble import Assembler, look_at_values
-from bitwright.export.onnx_float import export_float
-from bitwright.export.onnx_qdq import export_qdq
+from bitwright.exporters.onnx_float import export_float
+from bitwright.exporters.onnx_qdq import export_qdq
 from bitwright.graph.graph import FoldedBatchNorm, Graph, GraphInfo, GraphInput
+from bitwright.importers.assemble import Assembler, look_at_values
 from bitwright.ops.conv import Conv
 from bitwright.ops.linear import MatMul
 from bitwright.ops.shape import Flatten

@@ -12,7 +12,7 @@ from export_cases import Builder, attention, residual, samples, solved
 from onnx import numpy_helper
 
 from bitwright.errors import ModelError
-from bitwright.export.onnx_qdq import export_qdq
+from bitwright.exporters.onnx_qdq import export_qdq
 from bitwright.graph.graph import Graph
 from bitwright.graph.replay import Replay
 from bitwright.numerics.affine import dequantize, fake_quantize

@@ -11,7 +11,7 @@ import pytest
 from export_cases import Builder, residual, solved
 
 from bitwright.errors import PlanError
-from bitwright.export.tpu_mlir import (
+from bitwright.exporters.tpu_mlir import (
     Threshold,
     read_calibration_table,
     read_qtable,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitwright.capture.from_torch import capture
 from bitwright.graph.graph import FoldedBatchNorm, Graph
+from bitwright.importers.from_torch import capture
 from bitwright.rewrite.decompose_attention import decompose_attention
 from bitwright.rewrite.fold_batchnorm import fold_batchnorm
 

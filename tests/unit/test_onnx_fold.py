@@ -9,8 +9,8 @@ import torch
 from onnx import TensorProto, helper, parser
 from onnx_cases import SMALL, assert_equals_reference, kinds, model_of, run_reference
 
-from bitwright.capture.from_onnx import load_onnx
 from bitwright.graph.replay import Replay
+from bitwright.importers.from_onnx import load_onnx
 
 # --- constants and shapes ------------------------------------------------------------------------------------
 

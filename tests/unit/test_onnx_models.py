@@ -10,8 +10,8 @@ import pytest
 import torch
 from onnx_cases import assert_equals_reference, kinds
 
-from bitwright.capture.from_onnx import load_onnx
 from bitwright.errors import ModelError
+from bitwright.importers.from_onnx import load_onnx
 
 SHARED = Path(os.environ.get("BITWRIGHT_DATA", Path(__file__).parents[3] / "shared" / "data")) / "models"
 

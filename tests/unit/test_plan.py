@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.networks import Block, Residual, pictures, randomised, ready, solved, tokens
 
 from bitwright.errors import PlanError, TargetError, UnknownName
 from bitwright.graph.graph import OUTPUT, Graph
@@ -13,7 +14,6 @@ from bitwright.plan.assign import assign
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
 from bitwright.plan.target import load_target, target_names
-from tests.networks import Block, Residual, pictures, randomised, ready, solved, tokens
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,9 @@ def test_a_plan_survives_its_file(plan: Plan, tmp_path: Path) -> None:
     assert Plan.load(tmp_path / "plan.json") == plan
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other"}', '{"format": "bitwright-plan/1", "ops": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"format": "other"}', '{"format": "bitwright-plan/1", "ops": 3}']
+)
 def test_a_file_that_is_no_plan_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(text)
 
@@ -127,7 +129,9 @@ def test_an_unknown_group_is_named(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("name", target_names())
-def test_every_target_quantizes_the_network_and_says_where_its_facts_come_from(name: str, graph: Graph) -> None:
+def test_every_target_quantizes_the_network_and_says_where_its_facts_come_from(
+    name: str, graph: Graph
+) -> None:
     target = load_target(name)
     _, plan = solved(graph, pictures(), name)
 

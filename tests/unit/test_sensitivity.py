@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.networks import Block, Residual, pictures, randomised, ready, solved, tokens
 from torch import Tensor, nn
 
 from bitwright.errors import DataError, ModelError, PlanError, UnknownName
+from bitwright.numerics.cosine import cosine
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
 from bitwright.search.choose import float_top, float_until
 from bitwright.search.evaluator import Evaluator
 from bitwright.search.mixed_precision import search_mixed_precision
 from bitwright.search.sensitivity import METHODS, best_methods, measure_sensitivity
-from bitwright.search.similarity import Similarity, cosine
+from bitwright.search.similarity import Similarity
 from bitwright.search.state import SearchState, search_key
-from tests.networks import Block, Residual, pictures, randomised, ready, solved, tokens
 
 CASES = [(Residual, pictures, "generic-int8"), (Residual, pictures, "bm1684"), (Block, tokens, "onnxruntime")]
 
@@ -159,7 +160,9 @@ def test_best_methods_follow_the_producer_s_group() -> None:
 
 def test_the_walk_reaches_its_target_or_its_limit() -> None:
     evaluator, solver, plan = bench(*CASES[1])
-    walk = search_mixed_precision(evaluator, plan, solver.solve, target=0.99999, min_layer_similarity=1.1, limit=3)
+    walk = search_mixed_precision(
+        evaluator, plan, solver.solve, target=0.99999, min_layer_similarity=1.1, limit=3
+    )
 
     assert 0 < len(walk.float_groups) <= 3
     assert walk.similarity >= walk.initial
@@ -169,7 +172,9 @@ def test_the_walk_reaches_its_target_or_its_limit() -> None:
 
 def test_the_walk_leaves_good_layers_alone() -> None:
     evaluator, solver, plan = bench(*CASES[0])
-    walk = search_mixed_precision(evaluator, plan, solver.solve, target=1.1, min_layer_similarity=-1.0, limit=3)
+    walk = search_mixed_precision(
+        evaluator, plan, solver.solve, target=1.1, min_layer_similarity=-1.0, limit=3
+    )
 
     assert walk.steps == ()
     assert walk.plan == plan

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from tests.networks import Residual, calibrated, pictures, randomised, ready, solved, tokens
 
 from bitwright.calibrate.collect import collect
 from bitwright.calibrate.solve import Solver
@@ -13,7 +14,6 @@ from bitwright.errors import DataError
 from bitwright.graph.graph import Graph
 from bitwright.plan.assign import assign
 from bitwright.plan.target import load_target
-from tests.networks import Residual, calibrated, pictures, randomised, ready, solved, tokens
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,11 @@ def test_shift_only_scales_are_bound_by_a_power_of_two(graph: Graph, method: str
         assert r == pytest.approx(round(r), abs=1e-6)
         assert r >= 0
         assert peak <= 127 * (1 + 1e-6)
-        assert peak > 127 / 2 or "bias" in str(plan.values[f"{op}.weight"].why) or _bias_limits(graph, op, y.scale[0], r)
+        assert (
+            peak > 127 / 2
+            or "bias" in str(plan.values[f"{op}.weight"].why)
+            or _bias_limits(graph, op, y.scale[0], r)
+        )
     assert checked >= 3
 
 

@@ -13,9 +13,10 @@ from export_cases import Builder, attention, residual, samples, solved
 from onnx import numpy_helper
 
 from bitwright.errors import DataError, ModelError, ProofError
-from bitwright.export.onnx_float import export_float
-from bitwright.export.onnx_qdq import export_qdq
+from bitwright.exporters.onnx_float import export_float
+from bitwright.exporters.onnx_qdq import export_qdq
 from bitwright.graph.graph import Graph
+from bitwright.numerics.cosine import cosine
 from bitwright.numerics.dtype import INT8, INT16, UINT8
 from bitwright.ops.elementwise import Elementwise
 from bitwright.ops.indexing import Gather
@@ -23,7 +24,6 @@ from bitwright.ops.linear import MatMul
 from bitwright.ops.unary import Unary
 from bitwright.plan.plan import Plan
 from bitwright.plan.target import target_names
-from bitwright.runtime.agreement import cosine
 from bitwright.runtime.proof import Agreement, OpDifference, Proof
 from bitwright.runtime.session import Session
 from bitwright.runtime.verify import measure, verify

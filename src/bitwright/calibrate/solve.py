@@ -61,7 +61,9 @@ class Solver:
         for name, entry in plan.values.items():
             q: QParams | None = None
             if name in self._infinite:
-                values[name] = replace(entry, qparams=None, why="holds infinity (a mask), which no code stands for")
+                values[name] = replace(
+                    entry, qparams=None, why="holds infinity (a mask), which no code stands for"
+                )
                 continue
             if entry.role == "activation" and entry.same_as is not None:
                 source = values.get(entry.same_as)

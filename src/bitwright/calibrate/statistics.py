@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bitwright.errors import DataError, OutputError, UnknownName
+from bitwright.errors import DataError, UnknownName
+from bitwright.files import write_bytes
 from bitwright.numerics.histogram import SLOTS, Array, Histogram, Magnitudes, Moments, quantile
 from bitwright.numerics.spec import QuantSpec
 
@@ -248,16 +249,13 @@ class Statistics:
         """Write a safetensors file: one tensor of counts per value, all else in its metadata. *raises* `OutputError`."""
         states = {name: value.state() for name, value in self.items()}
         counts = {name: state.pop("counts") for name, state in states.items()}
-        metadata = {"format": _FORMAT, "samples": str(self.samples), "infinite": json.dumps(sorted(self.infinite)), "values": json.dumps(states)}
-        try:
-            Path(path).write_bytes(save(counts, metadata))
-        except OSError as error:
-            raise OutputError(
-                f"statistics file {path}",
-                expected="a writable path",
-                found=str(error),
-                remedy="Choose another path.",
-            ) from error
+        metadata = {
+            "format": _FORMAT,
+            "samples": str(self.samples),
+            "infinite": json.dumps(sorted(self.infinite)),
+            "values": json.dumps(states),
+        }
+        write_bytes(Path(path), save(counts, metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:

@@ -18,7 +18,7 @@ STATES = "*_state.json"
 def job(folder: Path, *, quiet: bool, save_state: Path | None = None) -> Iterator[Watcher]:
     """A watcher for a job that writes to *folder*.
 
-    A job that ends early leaves no unfinished file behind, and no empty folders that were not there before. Ctrl-C becomes a
+    A job that ends early leaves no empty folders that were not there before. Ctrl-C becomes a
     `KeyboardInterrupt` whose message says what is kept and how to go on.
     """
     new = [f for f in (folder, *folder.parents) if not f.exists()]
@@ -27,16 +27,14 @@ def job(folder: Path, *, quiet: bool, save_state: Path | None = None) -> Iterato
         with watching(quiet=quiet) as watcher:
             yield watcher
     except KeyboardInterrupt as e:
-        _tidy(folder, began, new)
+        _tidy(new)
         raise KeyboardInterrupt(_kept(folder, save_state, began)) from e
     except BaseException:
-        _tidy(folder, began, new)
+        _tidy(new)
         raise
 
 
-def _tidy(folder: Path, began: float, new: Sequence[Path]) -> None:
-    for part in _written(folder, began, "*.part"):
-        part.unlink(missing_ok=True)
+def _tidy(new: Sequence[Path]) -> None:
     for made in new:
         if made.is_dir() and not any(made.iterdir()):
             made.rmdir()

@@ -14,15 +14,15 @@ from bitwright.calibrate.collect import collect
 from bitwright.calibrate.observers import parse_method
 from bitwright.calibrate.solve import Solver
 from bitwright.calibrate.statistics import Statistics
-from bitwright.capture.from_onnx import load_onnx
-from bitwright.capture.from_torch import capture
 from bitwright.data import Dataset, InputInfo, RawOptions, open_data, parse_dtype
 from bitwright.errors import DataError, ModelError
-from bitwright.export.onnx_float import check_exportable
+from bitwright.exporters.onnx_float import check_exportable
 from bitwright.flow.model_source import import_model
 from bitwright.flow.progress import Watcher
 from bitwright.flow.settings import Settings
 from bitwright.graph.graph import Graph
+from bitwright.importers.from_onnx import load_onnx
+from bitwright.importers.from_torch import capture
 from bitwright.plan.assign import assign
 from bitwright.plan.plan import Plan
 from bitwright.plan.target import Target, load_target
@@ -160,7 +160,9 @@ def _device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:
         raise ModelError(
-            "--device", expected="a device that torch can use", found=f"{name!r}: {str(e).splitlines()[0]}",
+            "--device",
+            expected="a device that torch can use",
+            found=f"{name!r}: {str(e).splitlines()[0]}",
             remedy="Use --device cpu, or install torch for that device.",
         ) from e
     return device

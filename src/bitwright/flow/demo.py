@@ -15,7 +15,9 @@ from bitwright.flow.tune import tune
 #: What each network is tuned for: a target on which plain int8 really loses accuracy.
 DEMO_SETTINGS = {
     "cnn": Settings(target="bm1684", expected_cos=0.99, input_num=100, inference_num=30, max_float_ops=5),
-    "transformer": Settings(target="generic-int8", expected_cos=0.99, input_num=100, inference_num=30, max_float_ops=8),
+    "transformer": Settings(
+        target="generic-int8", expected_cos=0.99, input_num=100, inference_num=30, max_float_ops=8
+    ),
 }
 
 

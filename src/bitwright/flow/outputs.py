@@ -12,8 +12,9 @@ from typing import Any
 import onnx
 
 from bitwright.errors import OutputError
-from bitwright.export.file import save_model, write_text
-from bitwright.export.tpu_mlir import write_calibration_table, write_qtable
+from bitwright.exporters.onnx_float import save_model
+from bitwright.exporters.tpu_mlir import write_calibration_table, write_qtable
+from bitwright.files import write_text
 from bitwright.flow.bench import Bench
 from bitwright.flow.result import Tuned
 from bitwright.plan.plan import Plan
@@ -33,7 +34,9 @@ def check_writable(folder: Path) -> Path:
         probe.unlink()
     except OSError as e:
         raise OutputError(
-            str(folder), expected="a folder that can be written", found=e.strerror or str(e),
+            str(folder),
+            expected="a folder that can be written",
+            found=e.strerror or str(e),
             remedy="Give another -o/--output.",
         ) from e
     return folder
@@ -134,7 +137,10 @@ def write_tables(folder: Path, bench: Bench, plan: Plan) -> None:
 def _log(bench: Bench, rows: Sequence[Sensitivity], choice: Choice, int8: float) -> str:
     lines = [f"int8 similarity: {int8:.6f}"]
     for row in sorted(rows, key=lambda r: list(bench.plan.groups).index(r.name)):
-        lines += [f"operator {row.name}, type {row.kind}, method {m}, loss {loss:.12g}" for m, loss in row.losses.items()]
+        lines += [
+            f"operator {row.name}, type {row.kind}, method {m}, loss {loss:.12g}"
+            for m, loss in row.losses.items()
+        ]
         lines.append(f"operator {row.name}, best method {row.method}, best loss {row.loss:.12g}")
     lines += [
         f"operator {row.name} is sensitive operator number {rank}, loss {row.loss:.12g}, type {row.kind}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bitwright.flow.accuracy import Accuracy
 from bitwright.flow.bench import Bench
 from bitwright.plan.plan import Plan
-from bitwright.runtime.verify import Proof
+from bitwright.runtime.proof import Proof
 from bitwright.search.choose import Choice
 from bitwright.search.sensitivity import Sensitivity
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from bitwright.export.file import write_text
+from bitwright.files import write_text
 from bitwright.flow.bench import Bench, open_bench
 from bitwright.flow.outputs import (
     check_writable,

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from bitwright.export.onnx_qdq import export_qdq
+from bitwright.exporters.onnx_qdq import export_qdq
 from bitwright.flow.accuracy import measure_accuracy
 from bitwright.flow.bench import Bench, batches_of, open_bench
 from bitwright.flow.outputs import check_writable, write_search, write_tune
@@ -24,7 +24,7 @@ from bitwright.search.sensitivity import Sensitivity, best_methods, measure_sens
 from bitwright.search.state import SearchState, search_key
 
 #: Samples of the proof: every operator is compared on each of them.
-PROOF_SAMPLES = 8
+PROOF_SAMPLES = 16
 
 
 class _Clock:
@@ -99,7 +99,9 @@ def tune(
     clock.lap("export")
     samples = bench.dataset.take(PROOF_SAMPLES, settings.seed)
     watcher.stage("proving on ONNX Runtime", len(samples))
-    proof = verify(bench.graph, choice.plan, exported, batches_of(bench, samples, 4), progress=watcher.advance)
+    proof = verify(
+        bench.graph, choice.plan, exported, batches_of(bench, samples, 4), progress=watcher.advance
+    )
     clock.lap("proof")
     reached = choice.similarity >= settings.expected_cos
     result = Tuned(
@@ -117,7 +119,9 @@ def tune(
     return result
 
 
-def open_state(bench: Bench, settings: Settings, folder: Path, watcher: Watcher, *, search: str) -> SearchState:
+def open_state(
+    bench: Bench, settings: Settings, folder: Path, watcher: Watcher, *, search: str
+) -> SearchState:
     """The search state in *folder* (or where the settings say): new, or of the interrupted run that it belongs to."""
     path = settings.save_state or folder / f"{search}_state.json"
     asked = {
@@ -148,7 +152,12 @@ def sensitivities(bench: Bench, settings: Settings, folder: Path, watcher: Watch
         done[0] = now
 
     rows = measure_sensitivity(
-        bench.evaluator, bench.plan, bench.solver.solve, methods=settings.methods, state=state, progress=advance
+        bench.evaluator,
+        bench.plan,
+        bench.solver.solve,
+        methods=settings.methods,
+        state=state,
+        progress=advance,
     )
     state.discard()
     return rows
@@ -170,4 +179,3 @@ def _with_accuracy(bench: Bench, stages: dict[str, Stage], watcher: Watcher) -> 
     distinct: dict[int, Plan | None] = {id(s.plan): s.plan for s in stages.values()}
     measured = measure_accuracy(bench, {str(k): p for k, p in distinct.items()}, watcher)
     return {name: replace(s, accuracy=measured[str(id(s.plan))]) for name, s in stages.items()}
-

@@ -99,12 +99,25 @@ class Value:
 class Graph(fx.GraphModule):
     """An fx graph of named operators. Callable like the module it was captured from; `info` holds what is known."""
 
-    info: GraphInfo
-
     def __init__(
         self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "Graph", **_: Any
     ) -> None:
         super().__init__(root, graph, class_name)
+
+    @property
+    def info(self) -> GraphInfo:
+        """What is known of the graph; setting it makes `values` new."""
+        known: GraphInfo = self.__dict__["_info"]
+        return known
+
+    @info.setter
+    def info(self, known: GraphInfo) -> None:
+        self.__dict__["_info"] = known
+        self._forget()
+
+    def _forget(self) -> None:
+        for cached in ("_op_nodes", "_input_names", "values"):
+            self.__dict__.pop(cached, None)
 
     @classmethod
     def build(cls, root: nn.Module, graph: fx.Graph, info: GraphInfo) -> Graph:
@@ -117,12 +130,13 @@ class Graph(fx.GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
         # Cached look-ups hold fx nodes, whose deep copy follows their links, one stack frame each.
-        for cached in ("_op_nodes", "_input_names", "values"):
-            self.__dict__.pop(cached, None)
+        self._forget()
         made = super().__deepcopy__(memo)
         assert isinstance(made, Graph)
         _keep_state(made, self, memo)
-        made.info = replace(self.info, values=dict(self.info.values), onnx_model=copy.copy(self.info.onnx_model))
+        made.info = replace(
+            self.info, values=dict(self.info.values), onnx_model=copy.copy(self.info.onnx_model)
+        )
         made.train(self.training)
         return made
 
@@ -236,9 +250,7 @@ class Graph(fx.GraphModule):
 
     def refresh(self) -> None:
         """Forget cached look-ups and regenerate code; call after editing `graph`."""
-        self.__dict__.pop("_op_nodes", None)
-        self.__dict__.pop("_input_names", None)
-        self.__dict__.pop("values", None)
+        self._forget()
         self.graph.lint()
         self.recompile()
 

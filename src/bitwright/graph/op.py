@@ -8,17 +8,16 @@ that stands at the author's path only stores the parameters under their original
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from enum import Enum
+from enum import StrEnum
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
 Shape = tuple[int, ...]
 
 
-class Role(str, Enum):
+class Role(StrEnum):
     """What an input of an operator is to quantization."""
 
     ACTIVATION = "activation"  # quantized when the operator is quantized

@@ -43,7 +43,9 @@ class Replay:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.steps = [self._step(graph.op_node(name)) for name in graph.op_names]
-        self._constants = {v.name: graph.constant(v.name).detach() for v in graph.values.values() if v.is_constant}
+        self._constants = {
+            v.name: graph.constant(v.name).detach() for v in graph.values.values() if v.is_constant
+        }
         self._quantized_constants: dict[tuple[str, str], tuple[QParams, Tensor]] = {}
         self.outputs = graph.info.outputs
         self._last_use = self._find_last_use()
@@ -93,9 +95,9 @@ class Replay:
             for i, step in enumerate(self.steps):
                 self._execute(step, env, reads, copies)
                 for name in step.outputs:
-                    x = env.get(name)
-                    if observe and isinstance(x, Tensor) and x.is_floating_point():
-                        observe(name, x)
+                    made = env.get(name)
+                    if observe and isinstance(made, Tensor) and made.is_floating_point():
+                        observe(name, made)
                 if kept is not None:
                     self._release(i, step, env, copies, kept)
             return self._with_outputs(env, reads, copies)
@@ -140,7 +142,9 @@ class Replay:
         env = _Overlay(cached, self.graph, repeat)
         env.update(changed)
         copies: dict[tuple[str, int], Tensor] = {}
-        last = len(self.steps) if wanted is None else max((self._produced_at[w] for w in wanted), default=-1) + 1
+        last = (
+            len(self.steps) if wanted is None else max((self._produced_at[w] for w in wanted), default=-1) + 1
+        )
         with torch.no_grad():
             for step in self.steps[:last]:
                 touched = any(n in env.changed for n in step.names if n is not None)
@@ -156,7 +160,7 @@ class Replay:
 
     def downstream(self, ops: Iterable[str]) -> set[str]:
         """The operators *ops* and all that depend on their outputs."""
-        found, values = set(ops), set()
+        found, values = set(ops), set[str]()
         for step in self.steps:
             if step.op.name in found or any(n in values for n in step.names if n is not None):
                 found.add(step.op.name)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 import torch
 from torch import Tensor
 
 
-class Rounding(str, Enum):
+class Rounding(StrEnum):
     """How ties (fraction exactly one half) are broken."""
 
     HALF_EVEN = "half_even"

@@ -70,9 +70,7 @@ class Conv(Op):
         return 0 if weight is None or out is None else math.prod(out) * math.prod(weight[1:])
 
     def to_onnx(self, emit: Emitter, inputs: Sequence[str | None]) -> None:
-        padding = (
-            {"auto_pad": self.pads.upper()} if isinstance(self.pads, str) else {"pads": list(self.pads)}
-        )
+        padding = {"auto_pad": self.pads.upper()} if isinstance(self.pads, str) else {"pads": list(self.pads)}
         emit.node(
             "Conv",
             inputs,
@@ -225,4 +223,3 @@ def _conv_transpose_from_onnx(call: OnnxCall) -> Built:
         groups=call.attribute("group", 1),
     )
     return Built(op, (call.input(0), call.input(1), call.input(2)))
-

@@ -62,6 +62,26 @@ class Pad(Op):
         return torch.minimum(at, period - at) if n > 1 else at * 0
 
     def to_onnx(self, emit: Emitter, inputs: Sequence[str | None]) -> None:
+        assert inputs[0] is not None
+        shape = emit.shape(inputs[0])
+        if self.pads is not None and self.axes is not None and shape is not None:
+            # All axes written out: ONNX Runtime's layout optimiser fails on Pad with an `axes` input.
+            Pad(self._pads_of_all_axes(len(shape)), mode=self.mode, value=self.value)._write(
+                emit, inputs, self.outputs
+            )
+            return
+        self._write(emit, inputs, self.outputs)
+
+    def _pads_of_all_axes(self, rank: int) -> tuple[int, ...]:
+        assert self.pads is not None
+        assert self.axes is not None
+        n = len(self.axes)
+        full = [0] * (2 * rank)
+        for i, axis in enumerate(self.axes):
+            full[axis % rank], full[rank + axis % rank] = int(self.pads[i] or 0), int(self.pads[n + i] or 0)
+        return tuple(full)
+
+    def _write(self, emit: Emitter, inputs: Sequence[str | None], outputs: Sequence[str]) -> None:
         names = [inputs[0], emit_sizes(emit, self.pads, inputs[1:], "pads")]
         if self.mode == "constant" and self.value != 0:
             names.append(emit.constant(np.array(self.value, dtype=np.float32), "value"))
@@ -69,7 +89,7 @@ class Pad(Op):
             names.append(None)
         if self.axes is not None:
             names.append(int_constant(emit, self.axes, "axes"))
-        emit.node("Pad", names, self.outputs, mode=self.mode)
+        emit.node("Pad", names, outputs, mode=self.mode)
 
     def describe(self) -> str:
         shown = "?" if self.pads is None else self.pads

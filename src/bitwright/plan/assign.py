@@ -12,7 +12,9 @@ from bitwright.plan.target import Precision, Target
 _QUANTIZED_ROLES = (Role.ACTIVATION, Role.WEIGHT)
 
 
-def assign(graph: Graph, target: Target, *, asked: Mapping[str, Precision] | None = None, method: str = "max") -> Plan:
+def assign(
+    graph: Graph, target: Target, *, asked: Mapping[str, Precision] | None = None, method: str = "max"
+) -> Plan:
     """The plan that quantizes everything *target* allows.
 
     *asked*: operator name -> precision wished for (default: int8 everywhere). What is not granted is float, with the
@@ -32,7 +34,9 @@ def assign(graph: Graph, target: Target, *, asked: Mapping[str, Precision] | Non
     ops = _agree_within_groups(ops)
     values = {}
     for v in graph.values.values():
-        entry = None if v.name in inner else _entry(graph, v, quantizable - _epilogues(graph, v, inner), method)
+        entry = (
+            None if v.name in inner else _entry(graph, v, quantizable - _epilogues(graph, v, inner), method)
+        )
         if entry is not None:
             values[v.name] = entry
     return Plan(target.name, values, ops)
@@ -114,7 +118,9 @@ def _agree_within_groups(ops: dict[str, OpEntry]) -> dict[str, OpEntry]:
         if entry.quantizable and (held is None or width[entry.precision] > width[held.precision]):
             chosen[entry.group] = entry
     return {
-        name: OpEntry(e.kind, e.group, chosen[e.group].precision, True, chosen[e.group].why) if e.quantizable else e
+        name: OpEntry(e.kind, e.group, chosen[e.group].precision, True, chosen[e.group].why)
+        if e.quantizable
+        else e
         for name, e in ops.items()
     }
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from bitwright.errors import PlanError, UnknownName
 from bitwright.numerics.spec import QParams
@@ -119,7 +119,9 @@ class Plan:
                 n: ValueEntry(**{**e, "qparams": QParams.from_json(e["qparams"]) if e["qparams"] else None})
                 for n, e in data["values"].items()
             }
-            ops = {n: OpEntry(**{**e, "precision": _precision(e["precision"])}) for n, e in data["ops"].items()}
+            ops = {
+                n: OpEntry(**{**e, "precision": _precision(e["precision"])}) for n, e in data["ops"].items()
+            }
             return cls(str(data["target"]), values, ops)
         except (KeyError, TypeError, AttributeError, ValueError) as e:
             raise PlanError(
@@ -148,4 +150,4 @@ class Plan:
 def _precision(name: str) -> Precision:
     if name not in PRECISIONS:
         raise UnknownName("plan", kind="precision", name=name, known=PRECISIONS)
-    return cast(Precision, name)
+    return name

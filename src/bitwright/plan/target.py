@@ -78,15 +78,20 @@ class Target(_Strict):
     @cached_property
     def fusable(self) -> dict[tuple[str, str], str]:
         """(producer kind, consumer kind) -> condition on the consumer's other operand."""
-        return {(p, c): how for rule in self.fuse for p in rule.producers for c, how in rule.consumers.items()}
+        return {
+            (p, c): how for rule in self.fuse for p in rule.producers for c, how in rule.consumers.items()
+        }
 
     def activation_spec(self, precision: Precision, *, nonnegative: bool) -> QuantSpec:
         """The spec of an activation of an operator at *precision* (`int8` or `int16`)."""
         rule = self.activation
         unsigned = rule.dtype == "unsigned" or (rule.dtype == "auto" and nonnegative)
-        dtype: DType = {("int8", False): INT8, ("int8", True): UINT8, ("int16", False): INT16, ("int16", True): UINT16}[
-            (precision, unsigned)
-        ]
+        dtype: DType = {
+            ("int8", False): INT8,
+            ("int8", True): UINT8,
+            ("int16", False): INT16,
+            ("int16", True): UINT16,
+        }[(precision, unsigned)]
         return QuantSpec(dtype, rule.symmetric, None, self.rounding, rule.power_of_two)
 
     def weight_spec(self, axis: int | None) -> QuantSpec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bitwright.errors import OutputError
+from bitwright.files import write_text
 from bitwright.report.plots import BarChart, bar_chart
 from bitwright.table import Column, Table
 from bitwright.version import __version__
@@ -71,19 +70,7 @@ def render_page(page: Page) -> str:
 
 def write_page(path: Path, page: Page) -> None:
     """Write *page* whole or not at all. *raises* `OutputError`."""
-    text = render_page(page)
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as e:
-        part.unlink(missing_ok=True)
-        raise OutputError(
-            str(path),
-            expected="room and permission to write the report",
-            found=e.strerror or str(e),
-            remedy="Free some space, or give another -o/--output.",
-        ) from e
+    write_text(path, render_page(page))
 
 
 def _block(section: Section) -> _Block:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitwright.graph.graph import Graph
 from bitwright.numerics.affine import quantize
+from bitwright.numerics.cosine import cosine
 from bitwright.numerics.spec import QParams
 from bitwright.runtime.proof import Agreement
 
@@ -41,8 +42,8 @@ class AgreementMeter:
         self.samples += samples
         for name in self.outputs:
             ours, theirs = self._rows(name, simulation[name]), self._rows(name, engine[name])
-            self._cosines += cosine(ours, theirs)
-            self._float_cosines += cosine(self._rows(name, network[name]), ours)
+            self._cosines += cosine(ours, theirs).tolist()
+            self._float_cosines += cosine(self._rows(name, network[name]), ours).tolist()
             if ours.shape[1] > 1:
                 # numpy takes the first of equal maxima, which quantized outputs have many of.
                 self._same_place += list(np.argmax(ours.numpy(), 1) == np.argmax(theirs.numpy(), 1))
@@ -73,12 +74,3 @@ class AgreementMeter:
             self._steps if self.codes else None,
             self.failure,
         )
-
-
-def cosine(a: Tensor, b: Tensor) -> list[float]:
-    """True cosine of each row. *a*, *b*: `[n, m]` float64. Two rows of zeros are alike: 1; one row of zeros gives 0."""
-    norms = a.norm(dim=1) * b.norm(dim=1)
-    value = (a * b).sum(1) / norms.clamp_min(torch.finfo(torch.float64).tiny)
-    equal = (a == b).all(1)
-    found: list[float] = torch.where(equal, torch.ones_like(value), value).clamp(-1, 1).tolist()
-    return found

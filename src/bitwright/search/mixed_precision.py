@@ -15,10 +15,10 @@ from torch import Tensor
 from bitwright.graph.graph import OUTPUT
 from bitwright.graph.replay import Environment, Reads
 from bitwright.numerics.affine import fake_quantize
+from bitwright.numerics.cosine import cosine
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
 from bitwright.search.evaluator import Evaluator
-from bitwright.search.similarity import cosine
 from bitwright.search.state import SearchState
 
 
@@ -74,7 +74,11 @@ def search_mixed_precision(
                 progress(position, len(order), group)
             if layers.get(group, 1.0) >= min_layer_similarity or current.precision(group) == "float":
                 continue
-            chosen = [g for g in (group, *_next_groups(evaluator, current, group)) if current.precision(g) != "float"]
+            chosen = [
+                g
+                for g in (group, *_next_groups(evaluator, current, group))
+                if current.precision(g) != "float"
+            ]
             chosen = chosen[: limit - floats]
             why = f"mixed-precision walk: its output is only {layers[group]:.4f} similar to float"
             trial = solve(current.with_precision(chosen, "float", why))
@@ -146,7 +150,9 @@ def _layer_similarity(
     # Outputs of the graph come back as their readers see them; inner values as they were computed.
     if name not in evaluator.graph.info.outputs:
         value = evaluator.graph.value(name)
-        q = next((reads[(name, r)] for r in [*(r.op for r in value.readers), OUTPUT] if (name, r) in reads), None)
+        q = next(
+            (reads[(name, r)] for r in [*(r.op for r in value.readers), OUTPUT] if (name, r) in reads), None
+        )
         x = x if q is None else fake_quantize(x, q)
     a, b = _rows(evaluator, name, clean[name]), _rows(evaluator, name, x)
     return float(cosine(a, b).mean())

@@ -72,7 +72,9 @@ def measure_sensitivity(
     total = len(candidates) * len(evaluator.reference())
     done = 0
     try:
-        for index, (inputs, reference) in enumerate(zip(evaluator.chunks(), evaluator.reference(), strict=True)):
+        for index, (inputs, reference) in enumerate(
+            zip(evaluator.chunks(), evaluator.reference(), strict=True)
+        ):
             missing = [c for c in candidates if f"{index}:{c.group}" not in state]
             done += len(candidates) - len(missing)
             cached = _float_pass(evaluator, inputs) if missing else {}
@@ -161,7 +163,9 @@ def _stackable(evaluator: Evaluator, candidate: _Candidate) -> bool:
     return all(evaluator.graph.value(o).info.batch_axis is not None for o in candidate.results)
 
 
-def _row(plan: Plan, candidate: _Candidate, state: SearchState, chunks: int, methods: Sequence[str]) -> Sensitivity:
+def _row(
+    plan: Plan, candidate: _Candidate, state: SearchState, chunks: int, methods: Sequence[str]
+) -> Sensitivity:
     parts = [torch.tensor(state.get(f"{i}:{candidate.group}"), dtype=torch.float64) for i in range(chunks)]
     losses = torch.cat(parts, dim=1)  # [variants, samples]
     mean, n = losses.mean(1), losses.shape[1]

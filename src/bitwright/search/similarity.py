@@ -12,19 +12,10 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import DataError, UnknownName
+from bitwright.numerics.cosine import cosine
 
 #: A user's post-processing: output name -> array with a batch of one, to a dictionary of the same form.
 PostProcess = Callable[[dict[str, npt.NDArray[Any]]], Mapping[str, Any]]
-
-
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """True cosine of each row. *a*, *b*: `[n, m]`. *returns*: `[n]` float64; two zero rows give 1, one zero row gives 0."""
-    a, b = a.double(), b.double()
-    dot, na, nb = (a * b).sum(1), a.norm(dim=1), b.norm(dim=1)
-    both_zero = (na == 0) & (nb == 0)
-    value = dot / (na * nb).clamp_min(torch.finfo(torch.float64).tiny)
-    value = torch.where(torch.isfinite(value), value, torch.zeros_like(value))
-    return torch.where(both_zero, torch.ones_like(value), value).clamp(-1, 1)
 
 
 @dataclass(frozen=True)

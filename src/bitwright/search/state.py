@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bitwright.errors import OutputError, PlanError
+from bitwright.errors import PlanError
+from bitwright.files import write_text
 from bitwright.graph.graph import Graph
 from bitwright.version import __version__
 
@@ -83,14 +83,7 @@ class SearchState:
         self._saved_at = time.monotonic()
         if self.path is None:
             return
-        part = self.path.with_name(self.path.name + ".part")
-        try:
-            part.write_text(json.dumps({"key": self.key, "measured": self.measured}), encoding="utf-8")
-            os.replace(part, self.path)
-        except OSError as e:
-            raise OutputError(
-                str(self.path), expected="a writable file", found=str(e), remedy="Give another --save-state."
-            ) from e
+        write_text(self.path, json.dumps({"key": self.key, "measured": self.measured}))
 
     def discard(self) -> None:
         """Delete the file: the search has ended."""

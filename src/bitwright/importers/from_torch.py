@@ -20,9 +20,11 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from bitwright.capture.assemble import Assembler, look_at_values
-from bitwright.capture.torch_calls import Call, read_calls
-from bitwright.capture.torch_export import (
+from bitwright.errors import ModelError
+from bitwright.graph.graph import Graph, GraphInfo, GraphInput
+from bitwright.importers.assemble import Assembler, look_at_values
+from bitwright.importers.torch_calls import Call, read_calls
+from bitwright.importers.torch_export import (
     Example,
     bind_example,
     explain,
@@ -31,10 +33,8 @@ from bitwright.capture.torch_export import (
     warn_about_training_branches,
     why_fixed,
 )
-from bitwright.capture.torch_functional import functionalize
-from bitwright.capture.torch_names import canonical_paths, name_operators
-from bitwright.errors import ModelError
-from bitwright.graph.graph import Graph, GraphInfo, GraphInput
+from bitwright.importers.torch_functional import functionalize
+from bitwright.importers.torch_names import canonical_paths, name_operators
 from bitwright.ops.opaque import Opaque
 
 #: How far the graph's answer may be from the model's: relative to each element, and to the largest one.

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bitwright.errors import PlanError
-from bitwright.export.file import write_text
+from bitwright.files import write_text
 from bitwright.graph.graph import Graph
 from bitwright.numerics.affine import THRESHOLD_FLOOR
 from bitwright.numerics.spec import QParams

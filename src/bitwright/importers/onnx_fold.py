@@ -17,8 +17,8 @@ import onnx.shape_inference
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from bitwright.capture.onnx_branches import bodies
-from bitwright.capture.onnx_vectors import UNKNOWN, Entry, Symbol, Vector, evaluate
+from bitwright.importers.onnx_branches import bodies
+from bitwright.importers.onnx_vectors import UNKNOWN, Entry, Symbol, Vector, evaluate
 
 #: A dimension: a length, a symbol, or None where nothing is known.
 Dims = tuple[Entry, ...]

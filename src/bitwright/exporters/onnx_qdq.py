@@ -19,9 +19,9 @@ import torch
 from onnx import helper
 
 from bitwright.errors import ModelError
-from bitwright.export.edit import all_names, drop_unread, fresh_name, rename_reads
-from bitwright.export.onnx_float import FloatModel, float_model
-from bitwright.export.writer import initializer, signed, to_numpy
+from bitwright.exporters.edit import all_names, drop_unread, fresh_name, rename_reads
+from bitwright.exporters.onnx_float import FloatModel, float_model
+from bitwright.exporters.writer import initializer, signed, to_numpy
 from bitwright.graph.graph import OUTPUT, Graph, Value
 from bitwright.graph.replay import Reads
 from bitwright.numerics.affine import quantize

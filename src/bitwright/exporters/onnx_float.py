@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from bitwright.errors import BitwrightError, ModelError
-from bitwright.export.edit import all_names, drop_unread, fresh_name, remove_initializers
-from bitwright.export.writer import Writer, initializer, signed, to_numpy
+from bitwright.errors import BitwrightError, ModelError, OutputError
+from bitwright.exporters.edit import all_names, drop_unread, fresh_name, remove_initializers
+from bitwright.exporters.writer import Writer, initializer, signed, to_numpy
+from bitwright.files import write_bytes
 from bitwright.graph.graph import Graph
 from bitwright.graph.replay import Reads
+
+#: Protocol buffers cannot be longer.
+_LONGEST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -183,3 +188,15 @@ def _differs(node: onnx.NodeProto, array: np.ndarray) -> bool:  # type: ignore[t
     """True if the constant that *node* holds has the shape of *array* but other contents."""
     held = next((numpy_helper.to_array(a.t) for a in node.attribute if a.name == "value"), None)
     return held is not None and held.shape == array.shape and not np.array_equal(held, array)
+
+
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write *model* to *path*. *raises* `OutputError` if that is impossible; an older file then stays as it was."""
+    if model.ByteSize() > _LONGEST:
+        raise OutputError(
+            str(path),
+            expected="a model below 2 GB",
+            found=f"{model.ByteSize() / 2**30:.1f} GB",
+            remedy="Split the model; external data is not written.",
+        )
+    write_bytes(path, model.SerializeToString())

@@ -17,8 +17,8 @@ import onnx
 import onnx.shape_inference
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from bitwright.capture.onnx_branches import bodies, names_in
 from bitwright.errors import ModelError
+from bitwright.importers.onnx_branches import bodies, names_in
 
 #: Rank (None if unknown) and dtype of a value.
 _Type = tuple[int | None, npt.DTypeLike]

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, fx
 
 from bitwright.errors import ModelError
-from bitwright.export.edit import fresh_name, used_names
+from bitwright.exporters.edit import fresh_name, used_names
 from bitwright.graph.graph import Graph, ValueInfo
 from bitwright.graph.op import Op, Role, Shape
 from bitwright.graph.replay import Reads

@@ -13,14 +13,14 @@ import torch
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from bitwright.capture.assemble import Assembler, look_at_values
-from bitwright.capture.onnx_branches import bodies, inline_branches
-from bitwright.capture.onnx_check import check_against_runtime
-from bitwright.capture.onnx_fold import Folded, fold
-from bitwright.capture.onnx_prepare import fix_input_shapes, name_nodes, prepare_model, read_model
 from bitwright.errors import ModelError
 from bitwright.graph.graph import Graph, GraphInfo, GraphInput
 from bitwright.graph.op import Role
+from bitwright.importers.assemble import Assembler, look_at_values
+from bitwright.importers.onnx_branches import bodies, inline_branches
+from bitwright.importers.onnx_check import check_against_runtime
+from bitwright.importers.onnx_fold import Folded, fold
+from bitwright.importers.onnx_prepare import fix_input_shapes, name_nodes, prepare_model, read_model
 from bitwright.ops.spelling import ONNX, Built, OnnxCall, Unsupported
 
 #: The symbol of dimension 0 of all inputs, if it is dynamic.

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bitwright.capture.torch_functional import kind, where
-from bitwright.capture.torch_names import Stack, leaf_calls, module_stack
 from bitwright.errors import ModelError
 from bitwright.graph.op import Op
+from bitwright.importers.torch_functional import kind, where
+from bitwright.importers.torch_names import Stack, leaf_calls, module_stack
 from bitwright.ops.int_arithmetic import INTEGER_FUNCTIONS, integer_arithmetic
 from bitwright.ops.opaque import opaque_from_node
 from bitwright.ops.spelling import ATEN, AtenCall, Built

@@ -5,33 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import onnx
-
 from bitwright.errors import OutputError
-
-#: Protocol buffers cannot be longer.
-_LONGEST = 2**31 - 1
-
-
-def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write *model* to *path*. *raises* `OutputError` if that is impossible; an older file then stays as it was."""
-    if model.ByteSize() > _LONGEST:
-        raise OutputError(
-            str(path),
-            expected="a model below 2 GB",
-            found=f"{model.ByteSize() / 2**30:.1f} GB",
-            remedy="Split the model; external data is not written.",
-        )
-    write_bytes(path, model.SerializeToString())
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write *text* as UTF-8. *raises* `OutputError`; see `save_model`."""
+    """Write *text* as UTF-8. *raises* `OutputError`; an older file then stays as it was."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write *data* beside *path* and move it into place. *raises* `OutputError`; see `save_model`."""
+    """Write *data* beside *path* and move it into place. *raises* `OutputError`; an older file then stays as it was."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

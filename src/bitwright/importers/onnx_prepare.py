@@ -17,9 +17,9 @@ import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, NodeProto, TensorProto
 
-from bitwright.capture.onnx_branches import bodies
-from bitwright.capture.onnx_upgrade import upgrade
 from bitwright.errors import ModelError
+from bitwright.importers.onnx_branches import bodies
+from bitwright.importers.onnx_upgrade import upgrade
 
 OLDEST_OPSET = 9
 NEWEST_OPSET = 23
