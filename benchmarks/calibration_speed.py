@@ -6,6 +6,7 @@ python benchmarks/calibration_speed.py
 from __future__ import annotations
 
 import statistics as stats
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def measure(model: Path, x: torch.Tensor, batch: int, repeats: int) -> dict[str,
 
     bare()
     collect(graph, batches)
-    ratios, solve = [], 0.0
+    ratios, solve, spec = [], 0.0, QuantSpec(INT8, True)
     for _ in range(repeats):
         _, float_seconds = timed(bare)
         statistics, seconds = timed(lambda: collect(graph, batches))

@@ -189,3 +189,12 @@ def test_moments_are_those_of_the_weighted_numbers() -> None:
 
 def test_data_without_spread_have_no_kurtosis() -> None:
     assert Moments.of(np.array([2.0]), np.array([3.0])) == Moments(2.0, 0.0, 0.0, 0.0)
+
+
+def test_rebinned_counts_are_never_negative() -> None:
+    """Symptom: a NaN divergence in `kl` where rounding to whole elements passed the total before the last bin."""
+    counts = np.zeros(SLOTS)
+    counts[:1000] = 7.3
+    magnitudes = Magnitudes(counts=counts, width=1e-3, zeros=0.0, largest=0.98, grain=5.0)
+
+    assert magnitudes.rebinned(2048)[0].min() >= 0

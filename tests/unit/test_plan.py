@@ -124,7 +124,7 @@ def test_a_file_that_is_no_plan_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_group_is_named(plan: Plan) -> None:
-    with pytest.raises(UnknownName, match="conv_1.*Did you mean 'conv1'"):
+    with pytest.raises(UnknownName, match=r"conv_1.*Did you mean 'conv1'"):
         plan.precision("conv_1")
 
 

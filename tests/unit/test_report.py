@@ -194,5 +194,6 @@ def test_writing_leaves_only_the_page(tmp_path: Path) -> None:
 
 
 def test_a_page_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"report\.html: expected room and permission"):
-        write_page(tmp_path / "absent" / "report.html", Page("t", "", ()))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"report\.html: expected a place that can be written to"):
+        write_page(tmp_path / "file" / "report.html", Page("t", "", ()))
