@@ -94,7 +94,13 @@ def main() -> None:
     chosen = sys.argv[1:] or ["mobilenetv2", "kwt1"]
     for name in chosen:
         model, calibration, test, what = {"mobilenetv2": mobilenetv2, "kwt1": kwt1}[name](load)
-        result: dict[str, Any] = {"model": name, "measured_on": what, "expected_cos": 0.99, "targets": {}}
+        result: dict[str, Any] = {
+            "model": name,
+            "measured_on": what,
+            "expected_cos": 0.99,
+            "method": "max",
+            "targets": {},
+        }
         for target in TARGETS:
             result["targets"][target] = {
                 m: measure(model, calibration, test, target, m) for m in ("max", "mse")

@@ -22,7 +22,7 @@ from bitwright.numerics.spec import QuantSpec
 
 #: Elements of one batch of one value that always enter the histogram; of more, at least one in `SPARSEST` does.
 MAX_SAMPLES = 1 << 15
-SPARSEST = 16
+SPARSEST = 64
 
 #: A larger batch is sampled in runs of this many neighbours: one line of cache (float32), read at the price of one element.
 RUN = 16
