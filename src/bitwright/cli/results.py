@@ -89,8 +89,10 @@ def _proof_line(proof: Mapping[str, Any]) -> str:
     apart = (
         "no output code differs"
         if steps == 0
-        else f"{share:.4%} of the codes differ at most, by {steps} step(s)"
+        else f"at most {share:.2%} of an operator's codes differ, by {steps} step(s)"
     )
+    if proof["per_op_ties"]:
+        apart += f", besides ties that no float engine can decide (at most {proof['per_op_ties']:.2%})"
     return (
         f"Proof: ONNX Runtime against the simulation, operator by operator: {apart}; "
         f"whole network: cosine {proof['cosine']:.6f}."

@@ -6,7 +6,7 @@ graph output V is quantized, V must be what leaves the graph, so V is what Dequa
 result is called `V_raw`. A name that the model already has is avoided by a number at the end.
 
 The file says half-even rounding, because that is what QuantizeLinear means; a target that rounds otherwise cannot be
-expressed (docs/numerics.md §6).
+expressed (docs/numerics.md §7).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The cosine of two sets of outputs (docs/numerics.md §7)."""
+"""The cosine of two sets of outputs (docs/numerics.md §6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proof that an exported model computes what was simulated (docs/numerics.md §6).
+"""Proof that an exported model computes what was simulated (docs/numerics.md §7).
 
 Each quantized group is compared on its own: ONNX Runtime runs the whole file literally, and what a group of operators read
 there, code for code, is what the simulation of that group is fed with. Its output codes must then agree, apart from
@@ -39,7 +39,7 @@ def verify(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> Proof:
-    """As `measure`. *raises* `ProofError` naming the operator, if the rule of docs/numerics.md §6 is broken."""
+    """As `measure`. *raises* `ProofError` naming the operator, if the rule of docs/numerics.md §7 is broken."""
     proof = measure(graph, plan, model, batches, progress=progress)
     proof.check()
     return proof
