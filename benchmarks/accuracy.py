@@ -26,6 +26,8 @@ from bitwright.flow.settings import Settings
 from bitwright.flow.tune import float_limit, sensitivities, tuned_thresholds
 from bitwright.search.choose import float_until
 
+#: KWT-1 already reaches 0.99 at int8, so it is asked for more.
+EXPECTED = {"mobilenetv2": 0.99, "kwt1": 0.999}
 TARGETS = ("onnxruntime", "generic-int8", "bm1684x", "bm1684", "journey6")
 
 
@@ -51,8 +53,10 @@ def kwt1(load: Any) -> tuple[Path, list[Any], list[Any], str]:
     return data_folder() / "models" / "kwt1_fsdd10.onnx", calibration, test, "300 digit clips at 0 dB noise"
 
 
-def measure(model: Path, calibration: list[Any], test: list[Any], target: str, method: str) -> dict[str, Any]:
-    settings = Settings(target=target, method=method, input_num=0, inference_num=30)
+def measure(
+    model: Path, calibration: list[Any], test: list[Any], target: str, expected: float
+) -> dict[str, Any]:
+    settings = Settings(target=target, input_num=0, inference_num=30, expected_cos=expected)
     watcher = Silence()
     bench: Bench = open_bench(model, calibration, settings, watcher)
     test = [{bench.graph.info.inputs[0].name: s["input"], "label": s["label"]} for s in test]
@@ -97,14 +101,12 @@ def main() -> None:
         result: dict[str, Any] = {
             "model": name,
             "measured_on": what,
-            "expected_cos": 0.99,
-            "method": "max",
+            "expected_cos": EXPECTED[name],
+            "method": Settings().method,
             "targets": {},
         }
         for target in TARGETS:
-            result["targets"][target] = {
-                m: measure(model, calibration, test, target, m) for m in ("max", "mse")
-            }
+            result["targets"][target] = measure(model, calibration, test, target, EXPECTED[name])
             print(name, target, result["targets"][target], flush=True)
         save(f"accuracy_{name}", result)
 

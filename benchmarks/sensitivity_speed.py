@@ -60,7 +60,7 @@ def main() -> None:
     )
     many.evaluator.reference()
     with PeakMemory() as at_300:
-        measure_sensitivity(many.evaluator, many.plan, many.solver.solve, methods=("max",))
+        search(many)
     save(
         "sensitivity_speed",
         {
