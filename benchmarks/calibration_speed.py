@@ -1,6 +1,6 @@
 """The calibration pass with all statistics against the bare float forward passes, in one run.
 
-python benchmarks/calibration_speed.py
+python -m benchmarks.calibration_speed
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The sensitivity search against the naive loop (same code, whole network per candidate), in one run.
 
-    python benchmarks/sensitivity_speed.py
+    python -m benchmarks.sensitivity_speed
 
 Prints the gain that the share of re-executed MACs allows and the gain reached, the largest difference of any loss, and
 peak memory above the process's level before the search at 30 and at 300 pictures.

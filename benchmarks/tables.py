@@ -74,7 +74,7 @@ def speed_table() -> str:
 
 
 def main() -> None:
-    for name in ("accuracy_mobilenetv2", "accuracy_kwt1"):
+    for name in ("accuracy_mobilenetv2", "accuracy_kwt1", "accuracy_kwt1_clean"):
         print(accuracy_table(name), end="\n\n")
     print(speed_table())
 

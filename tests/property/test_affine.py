@@ -140,3 +140,10 @@ def test_parameters_and_specs_survive_json() -> None:
 def test_an_unknown_dtype_is_named() -> None:
     with pytest.raises(UnknownName, match="int9"):
         DType.parse("int9")
+
+
+def test_the_zero_point_belongs_to_the_power_of_two_scale() -> None:
+    q = qparams_from_range(QuantSpec(UINT8, False, power_of_two=True), [-1.0], [2.0])
+
+    assert q.scale == (2.0**-6,)
+    assert q.zero_point == (64,)

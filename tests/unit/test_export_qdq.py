@@ -20,7 +20,7 @@ from bitwright.numerics.dtype import INT8, UINT8
 from bitwright.numerics.spec import QParams, QuantSpec
 from bitwright.ops.elementwise import Elementwise
 from bitwright.ops.linear import MatMul
-from bitwright.ops.shape import Flatten
+from bitwright.ops.shape import Flatten, Transpose
 from bitwright.ops.unary import Unary
 from bitwright.plan.plan import Plan, ValueEntry
 from bitwright.plan.reads import quantized_reads
@@ -277,6 +277,24 @@ def test_onnx_runtime_loads_it_and_is_near_the_simulation(target: str, make, opt
         assert q is not None
         # Rounding of ties differs for some targets: a few codes may be a step or two off, spread by later layers.
         np.testing.assert_allclose(theirs[name], ours[name].numpy(), atol=3.1 * q.scale[0])
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_int8_codes_that_a_float_reshape_moves_are_loaded_by_onnx_runtime(at_the_end: bool) -> None:
+    b = Builder()
+    made = b.linear("fc", b.input("x", None, 2, 4), 4, 6)
+    moved = b.op(Transpose((0, 2, 1)), "moved", made)
+    graph = b.done(moved if at_the_end else b.op(Unary("Sin"), "y", moved))
+    asked = {"moved": "float"} | ({} if at_the_end else {"y": "float"})
+    plan = solved(graph, "generic-int8", asked=asked)
+    model, data, (name,) = checked(graph, plan), samples(graph, 3), graph.info.outputs
+    kinds = [kind for kind, _, _ in nodes(model)]
+    after = kinds.index("Transpose", kinds.index("MatMul") if "MatMul" in kinds else kinds.index("Gemm"))
+    assert kinds[after + 1 : after + 3] == ["QuantizeLinear", "DequantizeLinear"]
+    literal = Session(model, optimisation="disabled").run(data)[name]
+    np.testing.assert_allclose(Session(model, optimisation="default").run(data)[name], literal, atol=1e-6)
+    simulated = Replay(graph).run(data, quantized_reads(graph, plan))[name]
+    np.testing.assert_allclose(literal, simulated, atol=1e-6)
 
 
 def test_uint8_codes_of_an_asymmetric_range_reproduce_the_input() -> None:

@@ -7,13 +7,23 @@ from pathlib import Path
 
 import pytest
 from tests.networks import Block, Residual, pictures, randomised, ready, solved, tokens
+from torch import Tensor, nn
 
-from bitwright.errors import PlanError, TargetError, UnknownName
+from bitwright.errors import OutputError, PlanError, TargetError, UnknownName
 from bitwright.graph.graph import OUTPUT, Graph
 from bitwright.plan.assign import assign
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
-from bitwright.plan.target import load_target, target_names
+from bitwright.plan.target import FuseRule, load_target, target_names
+
+
+class _TwoBranches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.b(x)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +51,17 @@ def test_an_addition_and_its_relu_are_one_group_named_after_the_addition(plan: P
 
     assert len(added) == 1
     assert len(added[0]) == 2
+
+
+def test_operators_that_join_in_one_accumulator_are_one_group(graph: Graph) -> None:
+    target = load_target("generic-int8").model_copy(
+        update={"fuse": (FuseRule(producers=("Conv",), consumers={"Add": "always"}),)}
+    )
+    two = ready(randomised(_TwoBranches()), pictures())
+    groups = assign(two, target).groups
+
+    assert list(groups) == ["a"]
+    assert groups["a"][:2] == ["a", "b"]
 
 
 def test_a_value_between_fused_operators_has_no_entry(graph: Graph, plan: Plan) -> None:
@@ -178,3 +199,10 @@ def test_an_unknown_target_lists_the_known_ones() -> None:
 
 def test_plan_json_is_plain_data(plan: Plan) -> None:
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_a_plan_that_cannot_be_written_is_a_clear_error(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(OutputError, match="a place that can be written to"):
+        plan.save(tmp_path / "file" / "plan.json")

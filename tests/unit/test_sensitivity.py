@@ -57,6 +57,104 @@ def test_every_loss_equals_that_of_a_whole_network_run(module, data, target) -> 
             assert row.losses[method] == pytest.approx(expected, rel=1e-3, abs=2e-7), (row.name, method)
 
 
+class _Attention(nn.Module):
+    """torch's own attention, which lays tokens of all samples out as `[time * n, c]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.attention(x, x, x, need_weights=False)
+        return self.head((x + y).mean(1))
+
+
+class _TopK(nn.Module):
+    """A quantized operator with an integer output that decides what is read later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.head = nn.Linear(16, 64), nn.Linear(4, 3)
+        self.gains = nn.Parameter(torch.zeros(64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        values, places = torch.topk(self.fc(x), 4, dim=-1)
+        return self.head(values * self.gains[places])
+
+
+class _Centred(nn.Module):
+    """A network in which samples of a batch influence each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(16, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc1(x)
+        return self.fc2(h - h.mean(0, keepdim=True))
+
+
+class _SeveralRowsASample(nn.Module):
+    """Two outputs, the first with several rows for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.head = nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.fc(x)
+        return h.reshape(-1, 8), self.head(h.mean(1))
+
+
+class _OutputWithoutSamples(nn.Module):
+    """An output that depends on weights alone, beside one that has samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(16, 8), nn.Linear(8, 8)
+        self.prompt = nn.Parameter(torch.zeros(4, 8))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fc2(self.prompt), self.fc1(x)
+
+
+@pytest.mark.parametrize("module", [_Attention, _TopK, _Centred, _SeveralRowsASample, _OutputWithoutSamples])
+def test_losses_are_right_where_methods_cannot_simply_be_stacked(module) -> None:
+    test_every_loss_equals_that_of_a_whole_network_run(module, tokens, "generic-int8")
+
+
+def test_interleaved_and_mixed_samples_are_told_apart() -> None:
+    attention, centred = (
+        bench(_Attention, tokens, "generic-int8")[0],
+        bench(_Centred, tokens, "generic-int8")[0],
+    )
+    plain = bench(*CASES[0])[0]
+
+    assert attention.stacking.interleaved
+    assert not attention.stacking.mixing
+    assert centred.stacking.mixing
+    assert not plain.stacking.mixing | plain.stacking.interleaved
+
+
+def test_outputs_that_are_too_large_to_keep_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = measure_sensitivity(*_args(bench(*CASES[0])))
+    monkeypatch.setattr("bitwright.search.evaluator.REFERENCE_BYTES", 0)
+    evaluator, solver, plan = bench(*CASES[0])
+    again = measure_sensitivity(evaluator, plan, solver.solve)
+
+    assert again == kept
+    assert evaluator._references == {}
+
+
+def test_no_sample_to_compare_on_is_a_clear_error() -> None:
+    evaluator, _, plan = bench(*CASES[0])
+    empty = Evaluator(evaluator.graph, lambda size: [])
+
+    with pytest.raises(DataError, match="at least one sample"):
+        empty.evaluate(plan)
+
+
 def test_rows_come_in_descending_order_with_the_best_method() -> None:
     evaluator, solver, plan = bench(*CASES[0])
     rows = measure_sensitivity(evaluator, plan, solver.solve)
@@ -105,10 +203,26 @@ def test_an_interrupted_search_resumes_where_it_stopped(tmp_path: Path) -> None:
 def test_a_state_of_another_search_is_refused(tmp_path: Path) -> None:
     evaluator, _, _ = bench(*CASES[0])
     path = tmp_path / "state.json"
-    SearchState(path, search_key(evaluator.graph, evaluator.chunks(), {"methods": 1})).save()
+    state = SearchState(path, search_key(evaluator.graph, evaluator.chunks(), {"methods": 1}))
+    state.put("0:conv1", [[0.1]])
+    state.save()
 
     with pytest.raises(PlanError, match="another model, data set, setting"):
         SearchState(path, search_key(evaluator.graph, evaluator.chunks(), {"methods": 2}))
+
+
+def test_the_state_of_another_division_into_chunks_is_refused() -> None:
+    evaluator, _, _ = bench(*CASES[0])
+    key = search_key(evaluator.graph, evaluator.chunks(), {})
+    evaluator.chunk_samples = 3
+
+    assert search_key(evaluator.graph, evaluator.chunks(), {}) != key
+
+
+def test_a_search_that_measured_nothing_leaves_no_file(tmp_path: Path) -> None:
+    SearchState(tmp_path / "state.json", "x").save()
+
+    assert not (tmp_path / "state.json").exists()
 
 
 def test_a_truncated_state_is_refused(tmp_path: Path) -> None:
@@ -146,6 +260,18 @@ def test_exactly_the_asked_number_becomes_float() -> None:
 
     assert set(choice.plan.float_groups) == {rows[0].name, rows[1].name}
     assert "rank 1" in choice.plan.ops[rows[0].name].why
+    first = solver.solve(plan.with_precision([rows[0].name], "float", ""))
+    assert [cos for _, cos in choice.steps] == [evaluator.evaluate(first), choice.similarity]
+
+
+def test_groups_that_are_float_already_are_not_counted_again() -> None:
+    evaluator, solver, plan = bench(*CASES[0])
+    rows = measure_sensitivity(evaluator, plan, solver.solve)
+    refused = solver.solve(plan.with_precision([rows[0].name], "float", "refused"))
+
+    assert float_top(evaluator, refused, rows, 2, solver.solve).float_groups == [r.name for r in rows[1:3]]
+    choice = float_until(evaluator, refused, rows, solver.solve, target=2.0, limit=2)
+    assert rows[0].name not in choice.float_groups
 
 
 def test_best_methods_follow_the_producer_s_group() -> None:
@@ -223,6 +349,26 @@ def test_post_processing_is_applied_to_both_sides() -> None:
     ref, out = {"y": torch.tensor([[1.0, -2.0]])}, {"y": torch.tensor([[1.0, 2.0]])}
 
     assert float(Similarity(post_process=lambda o: {"y": abs(o["y"])})(ref, out)) == pytest.approx(1.0)
+
+
+def test_post_processing_sees_the_shape_of_the_output_with_a_batch_of_one() -> None:
+    shapes = []
+
+    def look(outputs):
+        shapes.append(outputs["fc"].shape)
+        return outputs
+
+    evaluator, _, plan = bench(Residual, pictures, "generic-int8", Similarity(post_process=look))
+    evaluator.evaluate(plan)
+
+    assert set(shapes) == {(1, 10)}
+
+
+def test_post_processing_to_sizes_that_vary_is_a_clear_error() -> None:
+    y = {"y": torch.tensor([[1.0, -1.0], [1.0, 1.0]])}
+
+    with pytest.raises(DataError, match="as many numbers for each of 2 samples"):
+        Similarity(post_process=lambda o: {"y": o["y"][o["y"] > 0]})(y, y)
 
 
 def test_a_failing_post_process_is_a_clear_error() -> None:

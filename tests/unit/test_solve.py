@@ -30,6 +30,26 @@ def test_weight_scales_are_the_channel_maxima(graph: Graph) -> None:
     assert torch.allclose(torch.tensor(q.scale), (peaks / 127).detach())
 
 
+class _Tied(torch.nn.Module):
+    """One weight whose output channels lie on axis 0 for one operator and on axis 1 for the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(16, 16, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.fc(x)) @ self.fc.weight
+
+
+def test_a_weight_with_two_output_axes_has_one_scale() -> None:
+    graph = ready(randomised(_Tied()), tokens())
+    _, plan = solved(graph, tokens())
+    q = plan.qparams("fc.weight")
+
+    assert q is not None
+    assert q.spec.axis is None
+
+
 def test_bias_scale_is_input_scale_times_weight_scale(graph: Graph) -> None:
     _, plan = solved(graph, pictures())
     bias, weight = plan.qparams("fc.bias"), plan.qparams("fc.weight")

@@ -142,16 +142,17 @@ class Solver:
                 if q is None:
                     refused.update({plan.ops[r.op].group: why for r in readers})
             else:
-                solved[name] = replace(entry, qparams=self._weight(value, readers[0]))
+                solved[name] = replace(entry, qparams=self._weight(value, readers))
         for name, entry in values.items():
             if entry.role == "bias":
                 solved[name] = self._bias_entry(plan, solved, name, entry)
         return solved, refused
 
-    def _weight(self, value: Value, reader: Reader) -> QParams:
+    def _weight(self, value: Value, readers: Sequence[Reader]) -> QParams:
         x = self.graph.constant(value.name)
-        axis = self.graph.op(reader.op).weight_axis(reader.index, x.dim())
-        spec = self.target.weight_spec(axis)
+        axes = {self.graph.op(r.op).weight_axis(r.index, x.dim()) for r in readers}
+        # Scales along an axis that an operator sums over could not be taken out of its accumulator.
+        spec = self.target.weight_spec(axes.pop() if len(axes) == 1 else None)
         if (value.name, spec) in self._constants:
             return self._constants[(value.name, spec)]
         top = _channel_peaks(value.name, x, spec.axis)

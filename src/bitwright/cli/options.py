@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from bitwright.data.images import ImageOptions
-from bitwright.data.parse import parse_dtype, parse_floats, parse_shape, parse_size
+from bitwright.data.parse import parse_dtype, parse_floats, parse_named_shapes, parse_shape, parse_size
 from bitwright.errors import DataError
 from bitwright.flow.model_source import import_object
 from bitwright.flow.settings import Settings
@@ -60,6 +60,15 @@ class DataFlags:
         typer.Option(
             metavar="PLACE",
             help="Calibrate on these samples. Default: samples of --data.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SHAPE",
+            help="Shape of an input that the ONNX file leaves open, such as images=-1,3,320,320 (-1: any batch). "
+            "May be repeated.",
             rich_help_panel=_DATA,
         ),
     ] = None
@@ -255,6 +264,7 @@ def settings_of(
         device=data.device,
         labels=data.labels,
         calibration_data=data.calibration_data,
+        input_shapes=parse_named_shapes(data.input_shape or ()),
         image=_image(data),
         bin_shape=None if data.bin_shape is None else parse_shape(data.bin_shape),
         bin_dtype=_checked_dtype(data.bin_dtype),

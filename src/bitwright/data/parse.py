@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 import torch
 
@@ -55,6 +56,23 @@ def parse_shape(text: str, *, where: str = "--bin-shape") -> tuple[int, ...]:
             remedy=f"Example: {where} 3,224,224.",
         )
     return tuple(map(int, parts))
+
+
+def parse_named_shapes(texts: Sequence[str], *, where: str = "--input-shape") -> dict[str, tuple[int, ...]]:
+    """`["x=1,3,320,320"]` as shapes by input; -1 may stand first. A name may hold `=`; the last one counts."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, _, shape = (part.strip() for part in text.rpartition("="))
+        fits = re.fullmatch(r"(-1|[1-9]\d*)(\s*,\s*[1-9]\d*)*", shape, re.ASCII)
+        if not name or name in shapes or not fits:
+            raise DataError(
+                where,
+                expected="input=shape, each input once, lengths of axes >= 1, or -1 first for any batch",
+                found=repr(text),
+                remedy=f"Example: {where} images=-1,3,320,320.",
+            )
+        shapes[name] = tuple(map(int, shape.split(",")))
+    return shapes
 
 
 def parse_dtype(text: str, *, where: str = "--bin-dtype") -> torch.dtype:

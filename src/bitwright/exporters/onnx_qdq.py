@@ -5,6 +5,9 @@ parameters. Operator outputs and the graph's inputs and outputs keep their names
 graph output V is quantized, V must be what leaves the graph, so V is what DequantizeLinear writes and the operator's own
 result is called `V_raw`. A name that the model already has is avoided by a number at the end.
 
+A float node that only moves int8 codes about (`_MOVING`) has its result, exact as it is, put through a pair once more:
+ONNX Runtime does that itself, and since 1.26 with a type that it then contradicts, so that it refuses the model.
+
 The file says half-even rounding, because that is what QuantizeLinear means; a target that rounds otherwise cannot be
 expressed (docs/numerics.md §7).
 """
@@ -31,6 +34,8 @@ from bitwright.plan.reads import is_made_quantized, quantized_reads
 
 #: Metadata of a node that writes codes: the value of the graph that it quantizes.
 VALUE_KEY = "bitwright.value"
+#: Nodes behind a DequantizeLinear that ONNX Runtime puts a pair of its own behind, unless there is one.
+_MOVING = ("MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 
 
 def export_qdq(graph: Graph, plan: Plan) -> onnx.ModelProto:
@@ -59,6 +64,8 @@ class _Inserter:
         self.raw: dict[str, str] = {}  # quantized graph outputs -> what their operator's result is called
         #: (model name of a value, operator) -> what the operator reads instead
         self.edges: dict[tuple[str, str], str] = {}
+        #: What DequantizeLinear made of int8 codes with one scale -> the parameters
+        self.int8: dict[str, QParams] = {}
 
     def run(self) -> None:
         for name in dict.fromkeys(value for value, _ in self.reads):
@@ -69,6 +76,7 @@ class _Inserter:
         nodes = [*self.before]
         for node in self.model.node:
             self._redirect(node)
+            self._follow(node)
             nodes.append(node)
             for i, name in enumerate(node.output):
                 nodes += self.after.get(name, [])
@@ -94,24 +102,37 @@ class _Inserter:
             for op in self._readers(value):
                 self._insert_constant(value, op, name, q)
             return
-        copy, source = fresh_name(f"{name}_quantized", self.taken), name
-        if (value.name, OUTPUT) in self.reads:
-            source = self.raw[name] = fresh_name(f"{name}_raw", self.taken)
-            result = name
-        else:
-            result = fresh_name(f"{name}_dequantized", self.taken)
+        pair, result = self._pair(name, q, is_output=(value.name, OUTPUT) in self.reads)
         if is_made_quantized(self.plan, value):
             self.everywhere[name] = result
         self.edges |= {(name, op): result for op in self._readers(value)}
-        parameters = self._parameters(name, q)
-        quantize_node = helper.make_node("QuantizeLinear", [source, *parameters], [copy], name=copy)
-        entry = quantize_node.metadata_props.add()
+        entry = pair[0].metadata_props.add()
         entry.key, entry.value = VALUE_KEY, value.name
-        pair = [quantize_node, self._dequantize(copy, parameters, result, q)]
         if value.producer is None:
             self.before += pair
         else:
             self.after[name] = pair
+
+    def _pair(self, name: str, q: QParams, *, is_output: bool) -> tuple[list[onnx.NodeProto], str]:
+        """The two nodes behind *name*, and what the second one writes: *name* itself if that leaves the graph."""
+        copy, source = fresh_name(f"{name}_quantized", self.taken), name
+        if is_output:
+            source = self.raw[name] = fresh_name(f"{name}_raw", self.taken)
+            result = name
+        else:
+            result = fresh_name(f"{name}_dequantized", self.taken)
+        parameters = self._parameters(name, q)
+        quantize_node = helper.make_node("QuantizeLinear", [source, *parameters], [copy], name=copy)
+        return [quantize_node, self._dequantize(copy, parameters, result, q)], result
+
+    def _follow(self, node: onnx.NodeProto) -> None:
+        """Put a pair behind a float *node* that moves int8 codes about."""
+        q = self.int8.get(node.input[0]) if node.op_type in _MOVING else None
+        name = node.output[0]
+        if q is not None and name not in self.after:
+            outputs = {o.name for o in self.model.output}
+            self.after[name], result = self._pair(name, q, is_output=name in outputs)
+            self.everywhere[name] = result
 
     def _readers(self, value: Value) -> list[str]:
         """The operators that read *value* quantized."""
@@ -132,6 +153,8 @@ class _Inserter:
 
     def _dequantize(self, copy: str, parameters: tuple[str, str], result: str, q: QParams) -> onnx.NodeProto:
         axis: dict[str, Any] = {} if q.spec.axis is None else {"axis": q.spec.axis}
+        if q.spec.axis is None and q.spec.dtype.name == "int8":
+            self.int8[result] = q
         name = "_dequantized".join(copy.rsplit("_quantized", 1))
         return helper.make_node("DequantizeLinear", [copy, *parameters], [result], name=name, **axis)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from bitwright.rewrite.decompose_attention import decompose_attention
 from bitwright.rewrite.fold_batchnorm import fold_batchnorm
 from bitwright.search.evaluator import Evaluator
 from bitwright.search.similarity import Similarity
+from bitwright.search.state import batch_digest
 
 #: Samples in one batch of the calibration pass and of accuracy runs.
 BATCH = 8
@@ -47,16 +49,32 @@ class Bench:
     solver: Solver
     evaluator: Evaluator
     plan: Plan
+    #: Of the calibration data; what was measured with thresholds from other data is not resumed from.
+    calibration_digest: str
     calibration_samples: int
     inference_samples: int
 
 
-def read_model(model: str | Path | nn.Module | Graph, example_inputs: Any = None) -> tuple[str, Graph]:
+def read_model(
+    model: str | Path | nn.Module | Graph,
+    example_inputs: Any = None,
+    *,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> tuple[str, Graph]:
     """A name for files, and the captured graph.
 
     *model*: an ONNX file, `file.py:function` or `module:function` that returns a module (and example inputs), an
-    `nn.Module` (then *example_inputs* are needed), or a graph.
+    `nn.Module` (then *example_inputs* are needed), or a graph. *input_shapes*: as for `load_onnx`, ONNX files only.
     """
+    text = str(model) if isinstance(model, (str, Path)) else ""
+    is_code = text.rpartition(":")[2].isidentifier() and bool(text.rpartition(":")[0])
+    if input_shapes and (is_code or not text):
+        raise ModelError(
+            "input shapes (--input-shape)",
+            expected="an ONNX file, which may leave shapes open",
+            found=text or type(model).__name__,
+            remedy="A torch model takes the shapes of its example inputs.",
+        )
     if isinstance(model, Graph):
         return "model", model
     if isinstance(model, nn.Module):
@@ -68,11 +86,10 @@ def read_model(model: str | Path | nn.Module | Graph, example_inputs: Any = None
                 remedy="Pass example_inputs=, one batch the model accepts.",
             )
         return type(model).__name__.lower(), capture(model, example_inputs)
-    text = str(model)
-    if text.rpartition(":")[2].isidentifier() and text.rpartition(":")[0]:
+    if is_code:
         name, module, inputs = import_model(text)
         return name, capture(module, inputs)
-    return Path(text).stem, load_onnx(Path(text))
+    return Path(text).stem, load_onnx(Path(text), input_shapes=input_shapes)
 
 
 def prepared(graph: Graph) -> Graph:
@@ -96,25 +113,48 @@ def open_bench(
         parse_method(method)
     device = _device(settings.device)
     watcher.stage("reading the model")
-    name, captured = read_model(model, example_inputs)
+    name, captured = read_model(model, example_inputs, input_shapes=settings.input_shapes)
     graph = prepared(captured).to(device)
+    wished = assign(graph, target, method=settings.method)
+    _check_float32(graph, wished)
     if captured.info.opaque:
         watcher.note(f"kept float, no operator of ours: {', '.join(captured.info.opaque)}")
     dataset = open_dataset(graph, data, settings)
     source = dataset
     if settings.calibration_data is not None:
         source = open_dataset(graph, settings.calibration_data, replace(settings, labels=None))
-    chosen = source.take(settings.input_num, settings.seed)
-    watcher.stage("calibrating", len(chosen))
-    statistics = collect(graph, _batches(graph, chosen, BATCH, device), progress=watcher.advance)
+    chosen = take(graph, source, settings.input_num, settings.seed)
+    images = take(graph, dataset, settings.inference_num, settings.seed)
+    statistics, digest = _calibrated(graph, chosen, device, watcher)
     solver = Solver(graph, target, statistics)
-    plan = solver.solve(assign(graph, target, method=settings.method))
-    images = dataset.take(settings.inference_num, settings.seed)
+    plan = solver.solve(wished)
     similarity = Similarity(settings.output_weights, settings.post_process, settings.cosine_scale == "half")
     evaluator = Evaluator(graph, lambda size: _batches(graph, images, size, device), similarity)
     return Bench(
-        name, graph, target, dataset, statistics, solver, evaluator, plan, statistics.samples, len(images)
+        name,
+        graph,
+        target,
+        dataset,
+        statistics,
+        solver,
+        evaluator,
+        plan,
+        digest,
+        statistics.samples,
+        len(images),
     )
+
+
+def _check_float32(graph: Graph, plan: Plan) -> None:
+    """*raises* `ModelError` for a value that would be quantized and is not float32: no file could say so."""
+    wrong = [n for n in plan.values if graph.value(n).info.dtype not in (None, torch.float32)]
+    if wrong:
+        raise ModelError(
+            f"value {wrong[0]}",
+            expected="float32, the only type that is quantized",
+            found=str(graph.value(wrong[0]).info.dtype),
+            remedy="Convert the model to float32.",
+        )
 
 
 def open_dataset(graph: Graph, data: object, settings: Settings) -> Dataset:
@@ -131,11 +171,45 @@ def open_dataset(graph: Graph, data: object, settings: Settings) -> Dataset:
     return dataset
 
 
+def take(graph: Graph, dataset: Dataset, count: int, seed: int) -> Dataset:
+    """*count* samples (0: all), of a graph with a fixed batch size in whole batches, at least one.
+
+    *raises* `DataError` if there are fewer.
+    """
+    least = fixed_batch(graph)
+    if len(dataset) < least:
+        raise DataError(
+            "data",
+            expected=f"at least {least} samples, the fixed batch size of the model",
+            found=str(len(dataset)),
+            remedy="Give more samples, or export the model with a dynamic batch.",
+        )
+    if least == 1 or count < 0:
+        return dataset.take(count, seed)
+    wanted = min(max(count, least), len(dataset)) if count else len(dataset)
+    return dataset.take(wanted // least * least, seed)
+
+
 def fixed_batch(graph: Graph) -> int:
     """The batch size of a graph that accepts only one, else 1."""
     if graph.info.dynamic_batch or not graph.info.inputs or not graph.info.inputs[0].shape:
         return 1
     return graph.info.inputs[0].shape[0] or 1
+
+
+def _calibrated(
+    graph: Graph, chosen: Dataset, device: torch.device, watcher: Watcher
+) -> tuple[Statistics, str]:
+    """Statistics over *chosen*, and a hash of its samples."""
+    watcher.stage("calibrating", len(chosen))
+    digest = hashlib.sha256()
+
+    def digested() -> Iterator[Mapping[str, Tensor]]:
+        for batch in _batches(graph, chosen, BATCH, device):
+            digest.update(batch_digest(batch))
+            yield batch
+
+    return collect(graph, digested(), progress=watcher.advance), digest.hexdigest()
 
 
 def _batches(

@@ -15,7 +15,7 @@ from bitwright.errors import OutputError
 from bitwright.exporters.onnx_float import save_model
 from bitwright.exporters.tpu_mlir import write_calibration_table, write_qtable
 from bitwright.files import write_text
-from bitwright.flow.bench import Bench
+from bitwright.flow.bench import Bench, fixed_batch
 from bitwright.flow.result import Tuned
 from bitwright.plan.plan import Plan
 from bitwright.report.page import Page, Section, write_page
@@ -167,14 +167,14 @@ def write_tune(folder: Path, result: Tuned, exported: onnx.ModelProto) -> None:
 
 def summary(result: Tuned) -> dict[str, Any]:
     """The contents of summary.json; its keys are stable."""
-    bench = result.bench
+    bench, batch = result.bench, fixed_batch(result.bench.graph)
     return {
         "model": bench.name,
         "target": bench.target.name,
         "images": {
             "calibration": bench.calibration_samples,
             "inference": bench.inference_samples,
-            "accuracy": 0 if bench.dataset.labels is None else len(bench.dataset),
+            "accuracy": 0 if bench.dataset.labels is None else len(bench.dataset) // batch * batch,
         },
         **{name: stage.to_json() for name, stage in result.stages.items()},
         "expected_cos": result.expected_cos,

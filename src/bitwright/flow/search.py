@@ -21,7 +21,7 @@ from bitwright.flow.outputs import (
 from bitwright.flow.progress import Silence, Watcher
 from bitwright.flow.result import Stage
 from bitwright.flow.settings import Settings
-from bitwright.flow.tune import float_limit, open_state, sensitivities, tuned_thresholds
+from bitwright.flow.tune import float_limit, open_state, sensitivities, state_path, tuned_thresholds
 from bitwright.graph.graph import Graph
 from bitwright.search.choose import Choice, float_top, float_until
 from bitwright.search.mixed_precision import Walk, search_mixed_precision
@@ -69,29 +69,37 @@ def run_sensitivity(
             bench, int8.cosine, int8.cosine, (), Choice(bench.plan, int8.cosine, ()), True, True
         )
     else:
-        rows = sensitivities(bench, settings, folder, watcher)
-        tuned, _ = tuned_thresholds(bench, rows, int8)
-        assert tuned.plan is not None
-        watcher.stage("choosing float operators")
-        if auto:
-            choice = float_until(
-                bench.evaluator,
-                tuned.plan,
-                rows,
-                bench.solver.solve,
-                target=settings.expected_cos,
-                limit=float_limit(settings.max_float_ops, len(rows)),
-                progress=lambda group, cos: watcher.advance(1, f"{group}: {cos:.6f}"),
-            )
-        else:
-            count = DEFAULT_FLOAT_OPS if settings.max_float_ops is None else settings.max_float_ops
-            choice = float_top(bench.evaluator, tuned.plan, rows, count, bench.solver.solve)
-        reached = choice.similarity >= settings.expected_cos
-        result = SensitivityResult(bench, int8.cosine, tuned.cosine, tuple(rows), choice, reached, False)
+        result = _searched(bench, int8, settings, folder, watcher, auto=auto)
     write_search(folder, bench, result.rows, result.choice, result.int8)
     write_json(folder / "plan.json", result.choice.plan.to_json())
     write_json(folder / "summary.json", _sensitivity_summary(result))
+    if result.rows:
+        state_path(settings, folder, "sensitivity").unlink(missing_ok=True)
     return result
+
+
+def _searched(
+    bench: Bench, int8: Stage, settings: Settings, folder: Path, watcher: Watcher, *, auto: bool
+) -> SensitivityResult:
+    rows = sensitivities(bench, settings, folder, watcher)
+    tuned, _ = tuned_thresholds(bench, rows, int8)
+    assert tuned.plan is not None
+    watcher.stage("choosing float operators")
+    if auto:
+        choice = float_until(
+            bench.evaluator,
+            tuned.plan,
+            rows,
+            bench.solver.solve,
+            target=settings.expected_cos,
+            limit=float_limit(settings.max_float_ops, len(rows)),
+            progress=lambda group, cos: watcher.advance(1, f"{group}: {cos:.6f}"),
+        )
+    else:
+        count = DEFAULT_FLOAT_OPS if settings.max_float_ops is None else settings.max_float_ops
+        choice = float_top(bench.evaluator, tuned.plan, rows, count, bench.solver.solve)
+    reached = choice.similarity >= settings.expected_cos
+    return SensitivityResult(bench, int8.cosine, tuned.cosine, tuple(rows), choice, reached, False)
 
 
 def _sensitivity_summary(result: SensitivityResult) -> dict[str, Any]:

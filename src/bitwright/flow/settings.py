@@ -28,6 +28,8 @@ class Settings:
     labels: Path | None = None
     #: What to calibrate on, in any form that data may have; None: samples of the data itself.
     calibration_data: object = None
+    #: Shapes of an ONNX model's inputs that the file leaves open, by name; -1 as first entry keeps the batch dynamic.
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     image: ImageOptions = field(default_factory=ImageOptions)
     bin_shape: tuple[int, ...] | None = None
     bin_dtype: str | None = None

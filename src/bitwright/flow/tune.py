@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 from torch import nn
 
 from bitwright.exporters.onnx_qdq import export_qdq
 from bitwright.flow.accuracy import measure_accuracy
-from bitwright.flow.bench import Bench, batches_of, open_bench
+from bitwright.flow.bench import Bench, batches_of, open_bench, take
 from bitwright.flow.outputs import check_writable, write_search, write_tune
 from bitwright.flow.progress import Silence, Watcher
 from bitwright.flow.result import Stage, Tuned
 from bitwright.flow.settings import Settings
 from bitwright.graph.graph import Graph
 from bitwright.plan.plan import Plan
+from bitwright.runtime.proof import Proof
 from bitwright.runtime.verify import verify
 from bitwright.search.choose import Choice, float_until
 from bitwright.search.sensitivity import Sensitivity, best_methods, measure_sensitivity
@@ -66,64 +68,85 @@ def tune(
     int8 = Stage(bench.plan, bench.evaluator.evaluate(bench.plan))
     clock.lap("int8")
     if int8.cosine >= settings.expected_cos:
-        rows: list[Sensitivity] = []
-        tuned, kept = int8, False
-        choice = Choice(bench.plan, int8.cosine, ())
+        search = _Search((), int8, False, Choice(bench.plan, int8.cosine, ()))
     else:
-        rows = sensitivities(bench, settings, folder, watcher)
-        clock.lap("sensitivity")
-        tuned, kept = tuned_thresholds(bench, rows, int8)
-        assert tuned.plan is not None
-        watcher.stage("choosing float operators")
-        choice = float_until(
-            bench.evaluator,
-            tuned.plan,
-            rows,
-            bench.solver.solve,
-            target=settings.expected_cos,
-            limit=float_limit(settings.max_float_ops, len(bench.plan.groups) // 10),
-            progress=lambda group, cos: watcher.advance(1, f"{group}: {cos:.6f}"),
-        )
-        clock.lap("choice")
-        write_search(folder, bench, rows, choice, int8.cosine)
+        search = _search(bench, int8, settings, folder, watcher, clock)
     stages = {
         "float": Stage(None, 1.0),
         "int8": int8,
-        "tuned": tuned,
-        "mixed": Stage(choice.plan, choice.similarity),
+        "tuned": search.tuned,
+        "mixed": Stage(search.choice.plan, search.choice.similarity),
     }
     if bench.dataset.labels is not None:
         stages = _with_accuracy(bench, stages, watcher)
         clock.lap("accuracy")
-    exported = export_qdq(bench.graph, choice.plan)
-    clock.lap("export")
-    samples = bench.dataset.take(PROOF_SAMPLES, settings.seed)
-    watcher.stage("proving on ONNX Runtime", len(samples))
-    proof = verify(
-        bench.graph, choice.plan, exported, batches_of(bench, samples, 4), progress=watcher.advance
-    )
-    clock.lap("proof")
-    reached = choice.similarity >= settings.expected_cos
+    exported, proof = _proved(bench, search.choice.plan, settings, watcher, clock)
     result = Tuned(
         bench,
         stages,
-        tuple(rows),
-        choice,
-        kept,
+        search.rows,
+        search.choice,
+        search.kept,
         proof,
-        reached,
+        search.choice.similarity >= settings.expected_cos,
         clock.seconds,
         settings.expected_cos,
     )
     write_tune(folder, result, exported)
+    if search.rows:
+        state_path(settings, folder, "sensitivity").unlink(missing_ok=True)
     return result
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The ranking, the stage with new thresholds (*kept*, or int8 as it was), and the mixed plan."""
+
+    rows: tuple[Sensitivity, ...]
+    tuned: Stage
+    kept: bool
+    choice: Choice
+
+
+def _search(
+    bench: Bench, int8: Stage, settings: Settings, folder: Path, watcher: Watcher, clock: _Clock
+) -> _Search:
+    rows = sensitivities(bench, settings, folder, watcher)
+    clock.lap("sensitivity")
+    tuned, kept = tuned_thresholds(bench, rows, int8)
+    assert tuned.plan is not None
+    watcher.stage("choosing float operators")
+    choice = float_until(
+        bench.evaluator,
+        tuned.plan,
+        rows,
+        bench.solver.solve,
+        target=settings.expected_cos,
+        limit=float_limit(settings.max_float_ops, len(bench.plan.groups) // 10),
+        progress=lambda group, cos: watcher.advance(1, f"{group}: {cos:.6f}"),
+    )
+    clock.lap("choice")
+    write_search(folder, bench, rows, choice, int8.cosine)
+    return _Search(tuple(rows), tuned, kept, choice)
+
+
+def _proved(
+    bench: Bench, plan: Plan, settings: Settings, watcher: Watcher, clock: _Clock
+) -> tuple[onnx.ModelProto, Proof]:
+    exported = export_qdq(bench.graph, plan)
+    clock.lap("export")
+    samples = take(bench.graph, bench.dataset, PROOF_SAMPLES, settings.seed)
+    watcher.stage("proving on ONNX Runtime", len(samples))
+    proof = verify(bench.graph, plan, exported, batches_of(bench, samples, 4), progress=watcher.advance)
+    clock.lap("proof")
+    return exported, proof
 
 
 def open_state(
     bench: Bench, settings: Settings, folder: Path, watcher: Watcher, *, search: str
 ) -> SearchState:
     """The search state in *folder* (or where the settings say): new, or of the interrupted run that it belongs to."""
-    path = settings.save_state or folder / f"{search}_state.json"
+    path = state_path(settings, folder, search)
     asked = {
         "search": search,
         "target": bench.target.model_dump(mode="json"),
@@ -131,6 +154,7 @@ def open_state(
         "methods": settings.methods,
         "input_num": settings.input_num,
         "seed": settings.seed,
+        "calibration": bench.calibration_digest,
         "half": settings.cosine_scale,
         "weights": dict(settings.output_weights),
         "post_process": settings.post_process_source,
@@ -141,17 +165,22 @@ def open_state(
     return state
 
 
+def state_path(settings: Settings, folder: Path, search: str) -> Path:
+    """Where a search keeps what it measured until the job is done."""
+    return settings.save_state or folder / f"{search}_state.json"
+
+
 def sensitivities(bench: Bench, settings: Settings, folder: Path, watcher: Watcher) -> list[Sensitivity]:
-    """The ranking of all groups, resuming from an interrupted run if there was one."""
+    """The ranking of all groups, resuming from an interrupted run if there was one. The state is kept: see `state_path`."""
     state = open_state(bench, settings, folder, watcher, search="sensitivity")
-    watcher.stage("measuring sensitivity", len(bench.plan.groups) * len(bench.evaluator.reference()))
+    watcher.stage("measuring sensitivity", len(bench.plan.groups) * bench.evaluator.reference())
     done = [0]
 
     def advance(now: int, total: int, group: str) -> None:
         watcher.advance(now - done[0], group)
         done[0] = now
 
-    rows = measure_sensitivity(
+    return measure_sensitivity(
         bench.evaluator,
         bench.plan,
         bench.solver.solve,
@@ -159,8 +188,6 @@ def sensitivities(bench: Bench, settings: Settings, folder: Path, watcher: Watch
         state=state,
         progress=advance,
     )
-    state.discard()
-    return rows
 
 
 def tuned_thresholds(bench: Bench, rows: list[Sensitivity], int8: Stage) -> tuple[Stage, bool]:

@@ -37,6 +37,17 @@ class Step:
     is_tuple: bool
 
 
+@dataclass(frozen=True)
+class Stacking:
+    """Values that variants cannot be stacked in. *mixing*: one sample's numbers depend on the others of the batch.
+
+    *interleaved*: along their batch axis the samples alternate.
+    """
+
+    mixing: frozenset[str]
+    interleaved: frozenset[str]
+
+
 class Replay:
     """A graph flattened into steps. Evaluation mode is the caller's business; no gradients are tracked by `run`."""
 
@@ -179,6 +190,34 @@ class Replay:
             return len(below) / max(1, len(self.steps))
         return sum(self._macs[op] for op in below) / total
 
+    # --- samples beside each other ---------------------------------------------------------------------------
+
+    def stacking(self, one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Stacking:
+        """Which values keep samples apart, and in order, found by running two samples alone and together.
+
+        *one*, *other*: name -> `[1, ...]`, samples that differ. A batch axis alone does not tell: of `[time * n, c]` it
+        is axis 0, yet stacking two of them gives another order than the network gives to stacked samples.
+        """
+        together = {name: self._beside(name, x, other[name]) for name, x in one.items()}
+        a, b, both = (self.run(x, keep=None) for x in (one, other, together))
+        mixing, interleaved = set[str](), set[str]()
+        for name, found in both.items():
+            expected = self._beside(name, a[name], b[name])
+            axis = self.graph.value(name).info.batch_axis
+            if _close(found, expected):
+                continue
+            same_numbers = (
+                axis is not None
+                and found.shape == expected.shape
+                and _close(found.sort(axis)[0], expected.sort(axis)[0])
+            )
+            (interleaved if same_numbers else mixing).add(name)
+        return Stacking(frozenset(mixing), frozenset(interleaved))
+
+    def _beside(self, name: str, one: Any, other: Any) -> Any:
+        axis = self.graph.value(name).info.batch_axis
+        return _repeated(self.graph, name, one, 2) if axis is None else torch.cat([one, other], axis)
+
     # --- one operator ----------------------------------------------------------------------------------------
 
     def run_op(self, name: str, env: Environment, reads: Reads) -> None:
@@ -250,21 +289,36 @@ class _Overlay(dict[str, Any]):
         if self._repeat == 1:
             return self._cached[name]
         if name not in self._repeated:
-            self._repeated[name] = self._expand(name, self._cached[name])
+            self._repeated[name] = _repeated(self._graph, name, self._cached[name], self._repeat)
         return self._repeated[name]
 
-    def _expand(self, name: str, x: Any) -> Any:
-        info = self._graph.value(name).info
-        if not isinstance(x, Tensor):
-            return x * self._repeat if info.scales else x
-        if info.scales:
-            return x * self._repeat
-        if info.scaled_entries:
-            x = x.clone()
-            x.view(-1)[list(info.scaled_entries)] *= self._repeat
-            return x
-        if info.batch_axis is None:
-            return x
-        counts = [1] * x.dim()
-        counts[info.batch_axis] = self._repeat
-        return x.repeat(counts)
+
+def _repeated(graph: Graph, name: str, x: Any, times: int) -> Any:
+    """The value *name* of a batch that holds the samples of *x* so many times."""
+    info = graph.value(name).info
+    if info.scales:
+        return x * times
+    if not isinstance(x, Tensor):
+        return x
+    if info.scaled_entries:
+        x = x.clone()
+        x.view(-1)[list(info.scaled_entries)] *= times
+        return x
+    if info.batch_axis is None:
+        return x
+    counts = [1] * x.dim()
+    counts[info.batch_axis] = times
+    return x.repeat(counts)
+
+
+def _close(found: Any, expected: Any) -> bool:
+    """Equal up to what float32 sums in another order differ by."""
+    if not isinstance(found, Tensor) or not isinstance(expected, Tensor):
+        return bool(found == expected)
+    if found.shape != expected.shape:
+        return False
+    if not found.is_floating_point():
+        return torch.equal(found, expected)
+    finite = expected[expected.isfinite()]
+    slack = 1e-4 * float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(found, expected, rtol=1e-4, atol=slack, equal_nan=True)

@@ -20,7 +20,13 @@ from bitwright.importers.assemble import Assembler, look_at_values
 from bitwright.importers.onnx_branches import bodies, inline_branches
 from bitwright.importers.onnx_check import check_against_runtime
 from bitwright.importers.onnx_fold import Folded, fold
-from bitwright.importers.onnx_prepare import fix_input_shapes, name_nodes, prepare_model, read_model
+from bitwright.importers.onnx_prepare import (
+    ask_for_shape,
+    fix_input_shapes,
+    name_nodes,
+    prepare_model,
+    read_model,
+)
 from bitwright.ops.spelling import ONNX, Built, OnnxCall, Unsupported
 
 #: The symbol of dimension 0 of all inputs, if it is dynamic.
@@ -36,18 +42,18 @@ def load_onnx(
 ) -> Graph:
     """The model in *path* as a graph whose operators are called as its nodes, its values as its tensors.
 
-    *input_shapes*: shapes of inputs with symbolic dimensions, by input name; -1 as first entry keeps the batch dynamic.
+    *input_shapes*: shapes of inputs whose dimensions are symbolic or absent, by name; -1 as first entry keeps the batch dynamic.
     *check*: compare the graph with ONNX Runtime on random inputs. Opsets 9 to 23; `info.onnx_model` is the model at
     opset 21 or later. *raises* `ModelError` for unreadable files, for operators that cannot be executed (all of them
     listed), for dimensions that are not known, and if the graph computes something else than ONNX Runtime.
     """
     model, where = read_model(path)
+    if input_shapes:
+        fix_input_shapes(model, input_shapes, where)
     original = ModelProto()
     original.CopyFrom(model)
     name_nodes(original.graph.node)  # ONNX Runtime refuses repeated names
     model = prepare_model(model, where)
-    if input_shapes:
-        fix_input_shapes(model, input_shapes, where)
     inputs, dynamic = _inputs(model, where)
     batch = _BATCH if dynamic else None
     folded = fold(model, batch)
@@ -71,12 +77,12 @@ def _inputs(model: ModelProto, where: str) -> tuple[list[GraphInput], bool]:
     """The graph's inputs and whether their batch is dynamic. *raises* `ModelError` for other unknown dimensions."""
     tensors = {i.name: i.type.tensor_type for i in model.graph.input}
     for name, tensor in tensors.items():
-        if not tensor.HasField("shape") or tensor.elem_type not in _DTYPES:
+        if tensor.elem_type not in _DTYPES:
             raise ModelError(
                 f"{where}, input {name!r}",
-                expected="a tensor of numbers with a known rank",
-                found="no shape" if tensor.elem_type in _DTYPES else "another type",
-                remedy="Export the model with typed, shaped tensor inputs.",
+                expected="a tensor of numbers",
+                found="another type",
+                remedy="Export the model with tensors of numbers as inputs.",
             )
     firsts = [t.shape.dim[0] for t in tensors.values() if t.shape.dim]
     dynamic = bool(firsts) and not any(d.HasField("dim_value") for d in firsts)
@@ -90,7 +96,7 @@ def _inputs(model: ModelProto, where: str) -> tuple[list[GraphInput], bool]:
                 f"{where}, input {name!r}",
                 expected="fixed dimensions (only a batch that all inputs share may vary)",
                 found=f"[{shown}]",
-                remedy=f"Give input_shapes={{{name!r}: [...]}}.",
+                remedy=ask_for_shape(name, len(shape)),
             )
         found.append(GraphInput(name, tuple(shape), _DTYPES[tensor.elem_type]))
     return found, dynamic

@@ -14,6 +14,7 @@ import onnx
 import onnx.checker
 import onnx.defs
 import onnx.inliner
+import onnx.shape_inference
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, NodeProto, TensorProto
 
@@ -117,6 +118,7 @@ def prepare_model(model: ModelProto, where: str) -> ModelProto:
     opset = _default_opset(model, where)
     _reject_quantized(model.graph.node, where)
     _reject_sparse(model, where)
+    _reject_shapeless_inputs(model, where)
     if not any(is_unknown(node, opset) for node in model.graph.node):
         _check(model, where)
     if model.functions:
@@ -173,8 +175,35 @@ def is_unknown(node: NodeProto, opset: int) -> bool:
     return False
 
 
+def _reject_shapeless_inputs(model: ModelProto, where: str) -> None:
+    for spec in model.graph.input:
+        if spec.type.HasField("tensor_type") and not spec.type.tensor_type.HasField("shape"):
+            raise ModelError(
+                f"{where}, input {spec.name!r}",
+                expected="a known rank",
+                found="no shape",
+                remedy=ask_for_shape(spec.name, 4),
+            )
+
+
+def ask_for_shape(name: str, rank: int) -> str:
+    """The remedy for an input whose shape is not known."""
+    shape = ",".join(["1", "3", "224", "224", *"1" * rank][:rank])
+    return f"State it, for example --input-shape '{name}={shape}', in Python input_shapes={{{name!r}: [{shape}]}}."
+
+
+def _shape_outputs(model: ModelProto) -> None:
+    """Outputs without a shape, which runtimes accept and ONNX's checker does not, get the one that can be inferred."""
+    bare = [o for o in model.graph.output if not o.type.tensor_type.HasField("shape")]
+    if bare:
+        inferred = {o.name: o for o in onnx.shape_inference.infer_shapes(model).graph.output}
+        for output in bare:
+            output.CopyFrom(inferred[output.name])
+
+
 def _check(model: ModelProto, where: str) -> None:
     try:
+        _shape_outputs(model)
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise ModelError(
@@ -243,6 +272,9 @@ def fix_input_shapes(model: ModelProto, shapes: Mapping[str, Sequence[int]], whe
                 remedy="Use the names listed.",
             )
         dims = known[name].type.tensor_type.shape.dim
+        if not known[name].type.tensor_type.HasField("shape"):
+            for _ in shape:
+                dims.add()
         fits = len(dims) == len(shape) and all(
             not d.dim_value or d.dim_value == s for d, s in zip(dims, shape, strict=True)
         )

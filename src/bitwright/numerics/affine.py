@@ -27,12 +27,12 @@ def qparams_from_range(spec: QuantSpec, lo: Sequence[float], hi: Sequence[float]
     for low, high in zip(lo, hi, strict=True):
         low, high = min(float(low), 0.0), max(float(high), 0.0)
         if spec.symmetric:
-            scale, zero = max(-low, high, THRESHOLD_FLOOR) / d.qmax, 0
+            scale = max(-low, high, THRESHOLD_FLOOR) / d.qmax
         else:
             scale = max(high - low, THRESHOLD_FLOOR) / (d.qmax - d.qmin)
-            zero = int(np.clip(np.rint(d.qmin - low / scale), d.qmin, d.qmax))
         if spec.power_of_two:
             scale = float(2.0 ** np.ceil(np.log2(scale)))
+        zero = 0 if spec.symmetric else int(np.clip(np.rint(d.qmin - low / scale), d.qmin, d.qmax))
         scales.append(float(np.float32(scale)))
         zeros.append(zero)
     return QParams(spec, tuple(scales), tuple(zeros))

@@ -87,12 +87,15 @@ def _operand_is(how: str, graph: Graph, reader: Reader) -> bool:
 def _groups(graph: Graph, inner: set[str]) -> dict[str, str]:
     """Operator -> group name. A group is named after its first operator with weights, else its first."""
     leader: dict[str, str] = {}
-    members: dict[str, list[str]] = {}
     for op in graph.ops:
-        joined = [graph.value(n).producer for n in graph.op_inputs(op.name) if n in inner]
-        first = leader[joined[0]] if joined and joined[0] is not None else op.name
+        producers = [graph.value(n).producer for n in graph.op_inputs(op.name) if n in inner]
+        joined = {leader[p] for p in producers if p is not None}
+        first = min(joined, key=list(leader).index, default=op.name)
+        leader.update({name: first for name, held in leader.items() if held in joined})
         leader[op.name] = first
-        members.setdefault(first, []).append(op.name)
+    members: dict[str, list[str]] = {}
+    for name, first in leader.items():
+        members.setdefault(first, []).append(name)
     named = {}
     for names in members.values():
         weighted = [n for n in names if _has_weight(graph, n)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bitwright.errors import PlanError, UnknownName
+from bitwright.files import write_text
 from bitwright.numerics.spec import QParams
 from bitwright.plan.target import PRECISIONS, Precision
 
@@ -132,8 +133,8 @@ class Plan:
             ) from e
 
     def save(self, path: Path) -> None:
-        """Write the plan as JSON."""
-        path.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        """Write the plan as JSON. *raises* `OutputError`."""
+        write_text(path, json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Plan:

@@ -28,12 +28,12 @@ def float_top(
     evaluator: Evaluator, plan: Plan, rows: Sequence[Sensitivity], count: int, solve: Callable[[Plan], Plan]
 ) -> Choice:
     """Leave exactly the *count* most sensitive groups float (fewer if there are fewer)."""
-    groups = [row.name for row in rows[:count]]
-    for rank, row in enumerate(rows[:count]):
-        plan = plan.with_precision([row.name], "float", _reason(rank, row))
-    plan = solve(plan)
-    similarity = evaluator.evaluate(plan)
-    return Choice(plan, similarity, tuple((g, similarity) for g in groups))
+    similarity, steps = None, list[tuple[str, float]]()
+    for rank, row in _still_quantized(plan, rows)[:count]:
+        plan = solve(plan.with_precision([row.name], "float", _reason(rank, row)))
+        similarity = evaluator.evaluate(plan)
+        steps.append((row.name, similarity))
+    return Choice(plan, evaluator.evaluate(plan) if similarity is None else similarity, tuple(steps))
 
 
 def float_until(
@@ -52,7 +52,7 @@ def float_until(
     """
     best = Choice(plan, evaluator.evaluate(plan), ())
     steps: list[tuple[str, float]] = []
-    for rank, row in enumerate(rows[:limit]):
+    for rank, row in _still_quantized(plan, rows)[:limit]:
         if best.similarity >= target:
             break
         plan = solve(plan.with_precision([row.name], "float", _reason(rank, row)))
@@ -63,6 +63,11 @@ def float_until(
         if similarity > best.similarity:
             best = Choice(plan, similarity, tuple(steps))
     return best
+
+
+def _still_quantized(plan: Plan, rows: Sequence[Sensitivity]) -> list[tuple[int, Sensitivity]]:
+    """Rank and row of the groups that are not float already: new thresholds can make a shift-only target refuse one."""
+    return [(rank, row) for rank, row in enumerate(rows) if plan.precision(row.name) != "float"]
 
 
 def _reason(rank: int, row: Sensitivity) -> str:

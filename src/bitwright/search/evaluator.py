@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from bitwright.errors import ModelError
-from bitwright.graph.graph import Graph
-from bitwright.graph.replay import Environment, Replay
+from bitwright.errors import DataError, ModelError
+from bitwright.graph.graph import OUTPUT, Graph
+from bitwright.graph.replay import Environment, Reads, Replay, Stacking
+from bitwright.numerics.affine import fake_quantize
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
 from bitwright.search.similarity import Similarity
@@ -19,6 +21,8 @@ from bitwright.search.similarity import Similarity
 CHUNK_BYTES = 256 * 2**20
 #: Larger chunks bring no speed.
 CHUNK_SAMPLES = 8
+#: Float outputs that do not fit in this much memory are computed again in every pass.
+REFERENCE_BYTES = 256 * 2**20
 
 #: Makes an iterator over batches of the given number of samples; called once for each pass.
 Batches = Callable[[int], Iterable[Mapping[str, Tensor]]]
@@ -42,24 +46,66 @@ class Evaluator:
         self.outputs = _scored_outputs(graph, self.similarity)
         self._batches = batches
         self.chunk_samples = _chunk_samples(graph)
-        self._reference: list[dict[str, Tensor]] = []
+        self._references: dict[int, dict[str, Tensor]] = {}
+        self._reference_bytes = 0
+        self._chunk_count = 0
 
     def chunks(self) -> Iterator[dict[str, Tensor]]:
         """The samples, in chunks whose activations fit in `CHUNK_BYTES`."""
         for batch in self._batches(self.chunk_samples):
             yield {spec.name: batch[spec.name] for spec in self.graph.info.inputs}
 
-    def reference(self) -> list[dict[str, Tensor]]:
-        """The float outputs of each chunk; computed once."""
-        if not self._reference:
-            for inputs in self.chunks():
-                self._reference.append(self.scored(self.replay.run(inputs)))
-                self.count(inputs, 1.0)
-        return self._reference
+    def reference(self) -> int:
+        """Compute the float outputs ahead, as many as are kept. *returns*: the number of chunks.
 
-    def scored(self, env: Environment) -> dict[str, Tensor]:
-        """The outputs that are scored, samples first."""
-        return {name: _samples_first(self.graph, name, env[name]) for name in self.outputs}
+        *raises* `DataError` without a sample.
+        """
+        if not self._chunk_count:
+            self._chunk_count = sum(1 for _ in self.pairs())
+        if not self._chunk_count:
+            raise DataError(
+                "data", expected="at least one sample to compare on", found="none", remedy="Check --data."
+            )
+        return self._chunk_count
+
+    def pairs(self) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        """Each chunk, and what is scored of the float network's outputs."""
+        for i, inputs in enumerate(self.chunks()):
+            found = self._references.get(i)
+            if found is None:
+                found = self.scored(self.replay.run(inputs), self.samples(inputs))
+                self.count(inputs, 1.0)
+                size = sum(x.numel() * x.element_size() for x in found.values())
+                if self._reference_bytes + size <= REFERENCE_BYTES:
+                    self._references[i] = found
+                    self._reference_bytes += size
+            yield inputs, found
+
+    def scored(self, env: Environment, samples: int) -> dict[str, Tensor]:
+        """The outputs that are scored: `[samples, ...]`."""
+        return {name: _samples_first(self.graph, name, env[name], samples) for name in self.outputs}
+
+    def samples(self, inputs: Mapping[str, Tensor]) -> int:
+        """How many samples *inputs* hold; those of a graph with a fixed batch count as one."""
+        if not self.graph.info.dynamic_batch:
+            return 1
+        axes = {name: self.graph.value(name).info.batch_axis for name in inputs}
+        return next((x.shape[axes[name]] for name, x in inputs.items() if axes[name] is not None), 1)  # type: ignore[index]
+
+    @cached_property
+    def stacking(self) -> Stacking:
+        """Which values keep samples apart; tried on the first two samples."""
+        first = next(iter(self.chunks()))
+        one, other = (self._sample(first, i) for i in (0, self.samples(first) - 1))
+        if self.samples(first) == 1:
+            other = {n: x * 0.75 + 0.125 if x.is_floating_point() else x for n, x in one.items()}
+        for _ in range(4):
+            self.count(one, 1.0)
+        return self.replay.stacking(one, other)
+
+    def _sample(self, inputs: Mapping[str, Tensor], i: int) -> dict[str, Tensor]:
+        axes = {name: self.graph.value(name).info.batch_axis for name in inputs}
+        return {n: x if axes[n] is None else x.narrow(axes[n], i, 1) for n, x in inputs.items()}  # type: ignore[arg-type]
 
     def evaluate(self, plan: Plan) -> float:
         """Mean similarity of *plan* to the float network over all samples."""
@@ -69,16 +115,23 @@ class Evaluator:
         """Similarity of *plan* for each sample: `[n]` float64."""
         reads = quantized_reads(self.graph, plan)
         rows = []
-        for inputs, reference in zip(self.chunks(), self.reference(), strict=True):
+        self.reference()
+        for inputs, reference in self.pairs():
             env = self.replay.run(inputs, reads)
             self.count(inputs, 1.0)
-            rows.append(self.similarity(reference, self.scored(env))[0])
+            rows.append(self.similarity(reference, self.scored(env, self.samples(inputs)))[0])
         return torch.cat(rows)
 
     def count(self, inputs: Mapping[str, Tensor], share: float) -> None:
         """Record a run of *inputs* through *share* of the network."""
-        first = next(iter(inputs.values()))
-        self.effort.forward_passes += share * (first.shape[0] if self.graph.info.dynamic_batch else 1)
+        self.effort.forward_passes += share * self.samples(inputs)
+
+
+def as_read(graph: Graph, name: str, x: Tensor, reads: Reads) -> Tensor:
+    """What those see who read the value *name* quantized, if anyone does. *x*: as its producer computed it."""
+    seen_by = [r.op for r in graph.value(name).readers] + [OUTPUT]
+    q = next((reads[(name, reader)] for reader in seen_by if (name, reader) in reads), None)
+    return x if q is None else fake_quantize(x, q)
 
 
 def _scored_outputs(graph: Graph, similarity: Similarity) -> tuple[str, ...]:
@@ -109,8 +162,10 @@ def _chunk_samples(graph: Graph) -> int:
     return max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // per_sample))
 
 
-def _samples_first(graph: Graph, name: str, x: Tensor) -> Tensor:
+def _samples_first(graph: Graph, name: str, x: Tensor, samples: int) -> Tensor:
     axis = graph.value(name).info.batch_axis
-    if axis is None:  # a fixed batch, or an output without one: a single sample
-        return x.reshape(1, -1)
-    return x.movedim(axis, 0)
+    if axis is None:  # of a graph with a fixed batch (one sample), or an output that no sample has for itself
+        x = x if x.dim() and x.shape[0] == 1 else x.unsqueeze(0)
+        return x.expand(samples, *x.shape[1:])
+    x = x.movedim(axis, 0)
+    return x if x.shape[0] == samples else x.reshape(samples, -1)

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitwright.graph.graph import OUTPUT
 from bitwright.graph.replay import Environment, Reads
-from bitwright.numerics.affine import fake_quantize
 from bitwright.numerics.cosine import cosine
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
-from bitwright.search.evaluator import Evaluator
+from bitwright.search.evaluator import Evaluator, as_read
 from bitwright.search.state import SearchState
 
 
@@ -124,11 +122,12 @@ def _measure(evaluator: Evaluator, plan: Plan) -> tuple[float, dict[str, float]]
     wanted = [v for v in results.values() if v is not None]
     sums = dict.fromkeys(results, 0.0)
     network, samples = 0.0, 0
-    for inputs, reference in zip(evaluator.chunks(), evaluator.reference(), strict=True):
+    evaluator.reference()
+    for inputs, reference in evaluator.pairs():
         clean = evaluator.replay.run(inputs, keep=wanted)
         noisy = evaluator.replay.run(inputs, reads, keep=wanted)
         evaluator.count(inputs, 2.0)
-        rows = evaluator.similarity(reference, evaluator.scored(noisy))[0]
+        rows = evaluator.similarity(reference, evaluator.scored(noisy, evaluator.samples(inputs)))[0]
         network += float(rows.sum())
         samples += rows.numel()
         for group, value in results.items():
@@ -149,11 +148,7 @@ def _layer_similarity(
     x = noisy[name]
     # Outputs of the graph come back as their readers see them; inner values as they were computed.
     if name not in evaluator.graph.info.outputs:
-        value = evaluator.graph.value(name)
-        q = next(
-            (reads[(name, r)] for r in [*(r.op for r in value.readers), OUTPUT] if (name, r) in reads), None
-        )
-        x = x if q is None else fake_quantize(x, q)
+        x = as_read(evaluator.graph, name, x, reads)
     a, b = _rows(evaluator, name, clean[name]), _rows(evaluator, name, x)
     return float(cosine(a, b).mean())
 

@@ -7,18 +7,17 @@ downstream of it, with all methods of the group stacked along the batch. Methods
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bitwright.graph.graph import OUTPUT, Graph
+from bitwright.graph.graph import Graph
 from bitwright.graph.replay import Environment, Reads
-from bitwright.numerics.affine import fake_quantize
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
-from bitwright.search.evaluator import Evaluator
+from bitwright.search.evaluator import Evaluator, as_read
 from bitwright.search.state import SearchState
 
 #: The three methods of the procedure that this search implements, in its order; the first wins ties.
@@ -45,11 +44,15 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One group at int8. *reads*: the reads of each distinct set of parameters; *of*: method -> index into *reads*."""
+    """One group at int8. *reads*: the reads of each distinct set of parameters; *of*: method -> index into *reads*.
+
+    *results*: the values that the rest of the network may read; *below*: the operators that depend on them.
+    """
 
     group: str
     members: tuple[str, ...]
     results: tuple[str, ...]
+    below: frozenset[str]
     reads: tuple[Reads, ...]
     of: Mapping[str, int]
 
@@ -69,12 +72,11 @@ def measure_sensitivity(
     """
     state = state or SearchState(None, "")
     candidates = _candidates(evaluator, plan, solve, methods)
-    total = len(candidates) * len(evaluator.reference())
+    chunks = evaluator.reference()
+    total = len(candidates) * chunks
     done = 0
     try:
-        for index, (inputs, reference) in enumerate(
-            zip(evaluator.chunks(), evaluator.reference(), strict=True)
-        ):
+        for index, (inputs, reference) in enumerate(evaluator.pairs()):
             missing = [c for c in candidates if f"{index}:{c.group}" not in state]
             done += len(candidates) - len(missing)
             cached = _float_pass(evaluator, inputs) if missing else {}
@@ -86,7 +88,7 @@ def measure_sensitivity(
                     progress(done, total, candidate.group)
     finally:
         state.save()
-    rows = [_row(plan, c, state, len(evaluator.reference()), methods) for c in candidates]
+    rows = [_row(plan, c, state, chunks, methods) for c in candidates]
     return sorted(rows, key=lambda r: -r.loss)
 
 
@@ -108,9 +110,17 @@ def _candidates(
                 distinct.append(reads)
             of[method] = distinct.index(reads)
         if of:
-            results = tuple(o for m in members for o in evaluator.graph.op(m).outputs if o in plan.values)
-            found.append(_Candidate(group, tuple(members), results, tuple(distinct), of))
+            results = tuple(_results(evaluator.graph, plan, members))
+            below = frozenset(evaluator.replay.downstream(members) - {*members})
+            found.append(_Candidate(group, tuple(members), results, below, tuple(distinct), of))
     return found
+
+
+def _results(graph: Graph, plan: Plan, members: Sequence[str]) -> Iterator[str]:
+    """What the rest of the network may read of a group: values with an entry, and integers (indices of a pool, top-k)."""
+    for output in (o for m in members for o in graph.op(m).outputs):
+        if output in plan.values or (output in graph.values and not graph.value(output).info.is_float):
+            yield output
 
 
 def _float_pass(evaluator: Evaluator, inputs: Mapping[str, Tensor]) -> Environment:
@@ -135,7 +145,8 @@ def _losses(
         runs = [replay.rerun(cached, stacked, {}, repeat=len(variants))]
     else:
         runs = [replay.rerun(cached, v, {}) for v in variants]
-    return 1 - torch.cat([evaluator.similarity(reference, evaluator.scored(env)) for env in runs])
+    samples = evaluator.samples(inputs) * len(variants) // len(runs)
+    return 1 - torch.cat([evaluator.similarity(reference, evaluator.scored(env, samples)) for env in runs])
 
 
 def _group_results(
@@ -143,14 +154,7 @@ def _group_results(
 ) -> dict[str, Tensor]:
     """What readers see of the group's outputs when the group alone is quantized."""
     env = evaluator.replay.rerun(cached, {}, reads, dirty=candidate.members, stop_at=candidate.results)
-    return {o: _as_read(evaluator, o, env[o], reads) for o in candidate.results}
-
-
-def _as_read(evaluator: Evaluator, name: str, x: Tensor, reads: Reads) -> Tensor:
-    value = evaluator.graph.value(name)
-    seen_by = [r.op for r in value.readers] + [OUTPUT]
-    q = next((reads[(name, reader)] for reader in seen_by if (name, reader) in reads), None)
-    return x if q is None else fake_quantize(x, q)
+    return {o: as_read(evaluator.graph, o, env[o], reads) for o in candidate.results}
 
 
 def _axis(evaluator: Evaluator, name: str) -> int:
@@ -160,7 +164,14 @@ def _axis(evaluator: Evaluator, name: str) -> int:
 
 
 def _stackable(evaluator: Evaluator, candidate: _Candidate) -> bool:
-    return all(evaluator.graph.value(o).info.batch_axis is not None for o in candidate.results)
+    """Whether all methods can share a batch from the group's results on: nothing mixes samples or changes their order."""
+    if any(evaluator.graph.value(o).info.batch_axis is None for o in candidate.results):
+        return False
+    below = [s for s in evaluator.replay.steps if s.op.name in candidate.below]
+    made = {o for step in below for o in step.outputs}
+    met = {n for step in below for n in step.names if n is not None} - made
+    joined = met.union(candidate.results, evaluator.outputs)
+    return not (made & evaluator.stacking.mixing or joined & evaluator.stacking.interleaved)
 
 
 def _row(

@@ -88,4 +88,13 @@ class Similarity:
                 ) from e
             for name, x in processed.items():
                 rows.setdefault(name, []).append(x.reshape(1, -1))
+        for name, r in rows.items():
+            sizes = sorted({x.shape[1] for x in r})
+            if len(r) != n or len(sizes) > 1:
+                raise DataError(
+                    f"--post-process, result {name}",
+                    expected=f"as many numbers for each of {n} samples",
+                    found=f"{len(r)} results of {', '.join(map(str, sizes))} numbers",
+                    remedy="Score outputs of a fixed size (boxes before suppression, not after).",
+                )
         return {name: torch.cat(r) for name, r in rows.items()}

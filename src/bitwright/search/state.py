@@ -28,10 +28,18 @@ def search_key(graph: Graph, samples: Iterable[Mapping[str, Tensor]], settings: 
     for value in graph.values.values():
         if value.is_constant:
             digest.update(graph.constant(value.name).detach().cpu().contiguous().numpy().tobytes())
-    for sample in samples:
-        for name in sorted(sample):
-            digest.update(sample[name].detach().cpu().contiguous().numpy().tobytes())
+    for chunk in samples:
+        digest.update(batch_digest(chunk))
     return digest.hexdigest()
+
+
+def batch_digest(batch: Mapping[str, Tensor]) -> bytes:
+    """A hash of the tensors of *batch*, shapes included: measurements are kept by the number of their chunk."""
+    digest = hashlib.sha256()
+    for name in sorted(batch):
+        digest.update(f"{name} {tuple(batch[name].shape)}".encode())
+        digest.update(batch[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.digest()
 
 
 class SearchState:
@@ -79,9 +87,9 @@ class SearchState:
             self.save()
 
     def save(self) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, whole or not at all; none for a search that failed before its first measurement."""
         self._saved_at = time.monotonic()
-        if self.path is None:
+        if self.path is None or not self.measured:
             return
         write_text(self.path, json.dumps({"key": self.key, "measured": self.measured}))
 
