@@ -30,6 +30,7 @@ def test_every_setting_can_be_reached_by_a_flag(tmp_path: Path) -> None:
         data="d",
         labels=Path("l.txt"),
         calibration_data="c.npz",
+        input_shape=["x=-1,3,8,8"],
         input_num=7,
         seed=3,
         device="cuda",

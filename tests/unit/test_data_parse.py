@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitwright.data import parse_dtype, parse_floats, parse_shape, parse_size
+from bitwright.data.parse import parse_named_shapes
 from bitwright.errors import DataError, UnknownName
 
 
@@ -57,3 +58,13 @@ def test_a_dtype_has_its_torch_name() -> None:
     assert parse_dtype("uint8") is torch.uint8
     with pytest.raises(UnknownName, match="Did you mean 'float32'"):
         parse_dtype("flaot32")
+
+
+def test_named_shapes_are_read_by_input() -> None:
+    assert parse_named_shapes(["x=-1,3,8,8", "a=b=1,5"]) == {"x": (-1, 3, 8, 8), "a=b": (1, 5)}
+
+
+@pytest.mark.parametrize("text", ["x", "=1,2", "x=", "x=0,2", "x=1,-1", "x=1,a"])
+def test_a_wrong_named_shape_shows_an_example(text: str) -> None:
+    with pytest.raises(DataError, match="images=-1,3,320,320"):
+        parse_named_shapes([text])

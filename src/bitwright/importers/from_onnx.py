@@ -48,11 +48,12 @@ def load_onnx(
     listed), for dimensions that are not known, and if the graph computes something else than ONNX Runtime.
     """
     model, where = read_model(path)
-    if input_shapes:
-        fix_input_shapes(model, input_shapes, where)
+    # The runtime is asked about the user's own file: with shapes fixed it may refuse a branch that is never taken.
     original = ModelProto()
     original.CopyFrom(model)
     name_nodes(original.graph.node)  # ONNX Runtime refuses repeated names
+    if input_shapes:
+        fix_input_shapes(model, input_shapes, where)
     model = prepare_model(model, where)
     inputs, dynamic = _inputs(model, where)
     batch = _BATCH if dynamic else None
