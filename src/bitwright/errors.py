@@ -7,6 +7,7 @@
      ├─ TargetError     a target file is wrong, or a target does not allow what was asked
      ├─ NumericsError   a range, scale, table or overflow rule is violated
      ├─ ProofError      simulation and engine disagree by more than the rule of docs/numerics.md
+     ├─ JobError        work in another process or on a cluster was lost, or could not begin
      ├─ OutputError     results cannot be written
      ├─ UnknownName     a name (operator, method, target, …) that does not exist
      └─ MissingExtra    an optional dependency is not installed
@@ -53,6 +54,10 @@ class NumericsError(BitwrightError):
 
 class ProofError(BitwrightError):
     """Simulation and engine disagree by more than docs/numerics.md allows."""
+
+
+class JobError(BitwrightError):
+    """Work in another process or on a cluster was lost, or could not begin."""
 
 
 class OutputError(BitwrightError):

@@ -10,7 +10,9 @@ from typing import Annotated
 import numpy as np
 import pytest
 
-from bitwright.cli.options import DataFlags, QuantizeFlags, ResultFlags, SearchFlags, settings_of
+from bitwright.cli.options import DataFlags, QuantizeFlags, ResultFlags
+from bitwright.cli.search_options import SearchFlags
+from bitwright.cli.settings import settings_of
 from bitwright.cli.signature import flat
 from bitwright.errors import BitwrightError
 from bitwright.flow.settings import Settings

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bitwright.cli.job import job
-from bitwright.cli.options import DataFlags, Model, QuantizeFlags, ResultFlags, settings_of
+from bitwright.cli.options import DataFlags, Model, QuantizeFlags, ResultFlags
 from bitwright.cli.printing import print_json, print_table
 from bitwright.cli.results import print_files
+from bitwright.cli.settings import settings_of
 from bitwright.cli.signature import flat
 from bitwright.flow.calibration import run_calibration
 

@@ -19,6 +19,8 @@ _FILES = {
     "new_cali_table": "thresholds of every value, as the search chose them",
     "_cali_table": "thresholds of every value",
     "sensitivity.csv": "loss of every operator by every method",
+    "pareto.csv": "what every cost buys: the plans that were run",
+    "interactions.csv": "pairs of operators that amplify or cancel each other",
     "layers.csv": "similarity of every operator's output",
     "ranges.csv": "range, threshold and scale of every value",
     "search.log": "what the search did",
@@ -51,21 +53,21 @@ def print_tuned(tuned: Tuned, folder: Path, *, as_json: bool) -> int:
         print_json(summary(tuned))
     else:
         print_table(stage_table(tuned))
-        print_float_operators(tuned.choice.steps)
+        print_changed(tuned.choice.groups)
         print(f"\n{_proof_line(tuned.proof.to_json())}")
         print_files(folder, "report.html", "_qdq.onnx", *SEARCH_FILES)
     return verdict(tuned.reached, tuned.choice.similarity, tuned.expected_cos, folder)
 
 
-def print_float_operators(steps: Sequence[tuple[str, float]]) -> None:
-    """The operators that were left in float, with the cosine that each one brought the network to."""
-    if not steps:
+def print_changed(groups: Mapping[str, str]) -> None:
+    """The operators that are not at the base precision, in the order in which the search changed them."""
+    if not groups:
         print("\nNo operator had to be left in float.")
         return
-    print(f"\nLeft in float, worst first ({len(steps)}):")
-    width = max(len(name) for name, _ in steps)
-    for name, cosine in steps:
-        print(f"  {name.ljust(width)}  cosine then {cosine:.6f}")
+    print(f"\nMixed precision ({len(groups)}):")
+    width = max(len(name) for name in groups)
+    for name, precision in groups.items():
+        print(f"  {name.ljust(width)}  {precision}")
 
 
 #: What may help a search that missed its target.

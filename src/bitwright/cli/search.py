@@ -1,30 +1,57 @@
-"""`bitwright search`: searches other than the ranking of all operators."""
+"""`bitwright search`: searches of mixed precision."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from bitwright.cli.job import job
-from bitwright.cli.options import DataFlags, Model, QuantizeFlags, ResultFlags, SearchFlags, settings_of
+from bitwright.cli.options import DataFlags, Model, QuantizeFlags, ResultFlags
 from bitwright.cli.printing import print_file, print_table
-from bitwright.cli.results import print_choice, print_files, verdict
+from bitwright.cli.results import print_changed, print_choice, print_files, verdict
+from bitwright.cli.search_options import Evaluate, SearchFlags
+from bitwright.cli.settings import settings_of
 from bitwright.cli.signature import flat
-from bitwright.flow.search import layer_table, run_mixed
+from bitwright.flow.joint import JointSearch, interaction_table, pareto_table, run_joint
+from bitwright.flow.search import MixedResult, layer_table, run_mixed
+from bitwright.flow.settings import Settings
 
-HELP = """Search a mixed-precision model by a walk from the input.
+HELP = """Search a mixed-precision model: the cheapest that reaches the target cosine, or the best within a budget.
 
-Wherever an operator's own output is less similar to float than --min-layer-cos, the operator and those that read it go back
-to float; a step that makes the network worse than plain int8 is undone; the target cosine ends the walk.
+--mode joint predicts the loss of any combination from an error sketch and chooses thresholds and precisions of the whole network;
+true runs decide. It writes the Pareto front, and with --explain which operators amplify or cancel each other. --budget without
+--expected-cos asks for the best within the budget.
 
-Exit status: 0 if the target cosine is met, 1 if not, 2 on bad input."""
+--mode mixed walks from the input: wherever an operator's own output is less similar to float than --min-layer-cos, the operator
+and those that read it go back to float; a step that makes the network worse than plain int8 is undone.
+
+Exit status: 0 if the target is met, 1 if not, 2 on bad input."""
 EXAMPLES = (
-    "bitwright search model.onnx --data samples.npz --mode mixed --target bm1684x",
-    "bitwright search model.onnx --data pictures/ --expected-cos 0.99 --min-layer-cos 0.98 -o out",
+    "bitwright search model.onnx --data samples.npz --target bm1684x --expected-cos 0.995 --explain",
+    "bitwright search model.onnx --data samples.npz --budget macs=0.1 --precisions w4a8,int8,int16,float",
+    "bitwright search model.onnx --data samples.npz --evaluate metric.py:top1 --min-metric 0.75 --workers 4",
+    "bitwright search model.onnx --data pictures/ --mode mixed --min-layer-cos 0.98 -o out",
 )
-_ADVICE = "Suspect more operators (--min-layer-cos), allow more (--max-float-ops), or lower --expected-cos."
+_ADVICE = "Allow more (--max-float-ops, --budget), more precisions (--precisions), or lower --expected-cos."
+_WALK_ADVICE = (
+    "Suspect more operators (--min-layer-cos), allow more (--max-float-ops), or lower --expected-cos."
+)
+#: Interactions on the screen.
+_PAIRS = 12
+_JOINT_FILES = (
+    "report.html",
+    "pareto.csv",
+    "interactions.csv",
+    "_qtable",
+    "new_cali_table",
+    "sensitivity.csv",
+    "search.log",
+    "plan.json",
+    "summary.json",
+)
 
 
 @flat
@@ -35,15 +62,32 @@ def run(
     search: SearchFlags,
     result: ResultFlags,
     mode: Annotated[
-        Literal["mixed"], typer.Option(help="The kind of search.", rich_help_panel="Search")
-    ] = "mixed",
+        Literal["joint", "mixed"], typer.Option(help="The kind of search.", rich_help_panel="Search")
+    ] = "joint",
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="List the pairs of operators that amplify or cancel each other most.",
+            rich_help_panel="Search",
+        ),
+    ] = False,
+    evaluate: Evaluate = None,
+    min_metric: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="With --evaluate: choose the cheapest plan of the front whose metric is at least X.",
+            rich_help_panel="Search",
+        ),
+    ] = None,
     min_layer_cos: Annotated[
         float,
         typer.Option(
             metavar="X",
             min=0,
             max=1,
-            help="Cosine of an operator's output below which it is a suspect.",
+            help="Of --mode mixed: cosine of an operator's output below which it is a suspect.",
             rich_help_panel="Search",
         ),
     ] = 0.99,
@@ -53,7 +97,7 @@ def run(
             metavar="N",
             min=0,
             help="Operators (groups) that may become float.",
-            show_default="a quarter of all",
+            show_default="joint: all; mixed: a quarter",
             rich_help_panel="Search",
         ),
     ] = None,
@@ -61,15 +105,54 @@ def run(
     """Parse, search, print. *returns* the exit status."""
     folder = result.folder(model, quantize.target)
     with job(folder, quiet=result.quiet, save_state=search.save_state) as watcher:
-        settings = settings_of(data, quantize, search, max_float_ops=max_float_ops)
-        found = run_mixed(
-            model, data.data, output=folder, settings=settings, min_layer_cos=min_layer_cos, watcher=watcher
-        )
+        settings = settings_of(data, quantize, search, max_float_ops=max_float_ops, evaluate=evaluate)
+        found: JointSearch | MixedResult
+        if mode == "mixed":
+            found = run_mixed(
+                model,
+                data.data,
+                output=folder,
+                settings=settings,
+                min_layer_cos=min_layer_cos,
+                watcher=watcher,
+            )
+        else:
+            found = run_joint(
+                model,
+                data.data,
+                output=folder,
+                settings=settings,
+                best_in_budget=search.budget is not None and search.expected_cos is None,
+                explained=explain,
+                min_metric=min_metric,
+                watcher=watcher,
+            )
     if result.json:
         print_file(folder / "summary.json")
-    else:
+    if isinstance(found, MixedResult):
+        return _walk_result(found, folder, settings, quiet=result.json)
+    return _joint_result(found, folder, quiet=result.json)
+
+
+def _walk_result(found: MixedResult, folder: Path, settings: Settings, *, quiet: bool) -> int:
+    if not quiet:
         print_table(layer_table(found.walk))
         print_choice(found.walk.float_groups, int8=found.walk.initial, mixed=found.walk.similarity)
         print_files(folder, "_qtable", "new_cali_table", "layers.csv", "plan.json", "summary.json")
     sys.stdout.flush()
-    return verdict(found.reached, found.walk.similarity, settings.expected_cos, folder, _ADVICE)
+    return verdict(found.reached, found.walk.similarity, settings.expected_cos, folder, _WALK_ADVICE)
+
+
+def _joint_result(found: JointSearch, folder: Path, *, quiet: bool) -> int:
+    if not quiet:
+        print_table(pareto_table(found))
+        if found.explanation is not None:
+            print_table(
+                interaction_table(found.explanation), limit=_PAIRS, more=str(folder / "interactions.csv")
+            )
+        print(f"\nint8: cosine {found.int8.cosine:.6f}; chosen: cosine {found.choice.similarity:.6f}.")
+        print_changed(found.choice.groups)
+        print_files(folder, *_JOINT_FILES)
+    sys.stdout.flush()
+    expected = 0.0 if found.target is None else found.target
+    return verdict(found.chosen.reached, found.choice.similarity, expected, folder, _ADVICE)

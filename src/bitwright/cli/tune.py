@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from bitwright.cli.job import job
-from bitwright.cli.options import DataFlags, Model, QuantizeFlags, ResultFlags, SearchFlags, settings_of
+from bitwright.cli.options import DataFlags, Model, QuantizeFlags, ResultFlags
 from bitwright.cli.results import print_tuned
+from bitwright.cli.search_options import SearchFlags
+from bitwright.cli.settings import settings_of
 from bitwright.cli.signature import flat
 from bitwright.flow.tune import tune
 

@@ -30,6 +30,7 @@ from bitwright.plan.target import Target, load_target
 from bitwright.rewrite.decompose_attention import decompose_attention
 from bitwright.rewrite.fold_batchnorm import fold_batchnorm
 from bitwright.search.evaluator import Evaluator
+from bitwright.search.losses import LOSSES, Loss, UserLoss
 from bitwright.search.similarity import Similarity
 from bitwright.search.state import batch_digest
 
@@ -128,7 +129,12 @@ def open_bench(
     statistics, digest = _calibrated(graph, chosen, device, watcher)
     solver = Solver(graph, target, statistics)
     plan = solver.solve(wished)
-    similarity = Similarity(settings.output_weights, settings.post_process, settings.cosine_scale == "half")
+    similarity = Similarity(
+        settings.output_weights,
+        settings.post_process,
+        settings.cosine_scale == "half",
+        loss=settings_loss(settings),
+    )
     evaluator = Evaluator(graph, lambda size: _batches(graph, images, size, device), similarity)
     return Bench(
         name,
@@ -143,6 +149,13 @@ def open_bench(
         statistics.samples,
         len(images),
     )
+
+
+def settings_loss(settings: Settings) -> Loss:
+    """The loss that ranks operators. *raises* `UnknownName`."""
+    if isinstance(settings.loss, str):
+        return LOSSES.get(settings.loss, where="--loss")
+    return UserLoss(settings.loss)
 
 
 def _check_float32(graph: Graph, plan: Plan) -> None:

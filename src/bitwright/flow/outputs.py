@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,10 @@ def write_json(path: Path, data: Any) -> None:
 # --- tables ----------------------------------------------------------------------------------------------------
 
 
-def sensitivity_table(rows: Sequence[Sensitivity], floats: Sequence[str]) -> Table:
-    """Rank, operator, loss by method, best method, precision in the mixed model."""
+def sensitivity_table(
+    rows: Sequence[Sensitivity], floats: Sequence[str], metrics: Mapping[str, float] | None = None
+) -> Table:
+    """Rank, operator, loss by method, best method, precision in the mixed model; the user's metric where there is one."""
     methods = list(rows[0].losses) if rows else []
     columns = (
         Column("rank", "rank"),
@@ -60,7 +62,10 @@ def sensitivity_table(rows: Sequence[Sensitivity], floats: Sequence[str]) -> Tab
         *(Column(f"loss_{m}", m, "loss", 6) for m in methods),
         Column("method", "best method"),
         Column("loss", "loss", "", 6),
+        Column("sketched", "sketched", "", 6),
+        Column("measured", "measured", "", 6),
         Column("error", "± standard error", "", 6),
+        *([Column("metric", "metric", "", 6)] if metrics else []),
         Column("precision", "precision"),
         Column("members", "members"),
     )
@@ -72,7 +77,10 @@ def sensitivity_table(rows: Sequence[Sensitivity], floats: Sequence[str]) -> Tab
             **{f"loss_{m}": r.losses.get(m) for m in methods},
             "method": r.method,
             "loss": r.loss,
+            "sketched": r.sketched.get(r.method),
+            "measured": r.loss if r.exact else None,
             "error": r.errors[r.method],
+            "metric": (metrics or {}).get(r.name),
             "precision": "float" if r.name in floats else "int8",
             "members": " ".join(r.members),
         }
@@ -99,6 +107,30 @@ def stage_table(result: Tuned) -> Table:
     return Table(f"{result.bench.name} on {result.bench.target.name}", columns, tuple(rows))
 
 
+def tried_table(choice: Choice) -> Table:
+    """The plans that a search ran: what they change, their cost, the cosine predicted and measured."""
+    columns = (
+        Column("count", "changed"),
+        Column("cost", "cost", "", 4),
+        Column("predicted", "predicted cosine", "", 6),
+        Column("cosine", "cosine", "", 6),
+        Column("groups", "operators"),
+        Column("chosen", "chosen"),
+    )
+    rows = tuple(
+        {
+            "count": len(t.groups),
+            "cost": t.cost,
+            "predicted": t.predicted,
+            "cosine": t.similarity,
+            "groups": " ".join(f"{g}={p}" for g, p in t.groups.items()),
+            "chosen": "yes" if t.groups == choice.groups else "",
+        }
+        for t in choice.tried
+    )
+    return Table("Plans that were run", columns, rows)
+
+
 def ops_json(rows: Sequence[Sensitivity], plan: Plan) -> list[dict[str, Any]]:
     """`ops` of summary.json, in descending order of loss."""
     return [
@@ -118,11 +150,16 @@ def ops_json(rows: Sequence[Sensitivity], plan: Plan) -> list[dict[str, Any]]:
 
 
 def write_search(
-    folder: Path, bench: Bench, rows: Sequence[Sensitivity], choice: Choice, int8: float
+    folder: Path,
+    bench: Bench,
+    rows: Sequence[Sensitivity],
+    choice: Choice,
+    int8: float,
+    metrics: Mapping[str, float] | None = None,
 ) -> None:
     """`NAME_qtable`, `new_cali_table`, `sensitivity.csv` and `search.log`."""
     write_tables(folder, bench, choice.plan)
-    write_text(folder / "sensitivity.csv", sensitivity_table(rows, choice.float_groups).to_csv())
+    write_text(folder / "sensitivity.csv", sensitivity_table(rows, choice.float_groups, metrics).to_csv())
     write_text(folder / "search.log", _log(bench, rows, choice, int8))
 
 
@@ -146,7 +183,9 @@ def _log(bench: Bench, rows: Sequence[Sensitivity], choice: Choice, int8: float)
         f"operator {row.name} is sensitive operator number {rank}, loss {row.loss:.12g}, type {row.kind}"
         for rank, row in enumerate(rows, start=1)
     ]
-    lines += [f"with {group} float: similarity {cos:.6f}" for group, cos in choice.steps]
+    for tried in choice.tried[1:]:
+        changed = ", ".join(f"{g} {p}" for g, p in tried.groups.items())
+        lines.append(f"with {changed}: similarity {tried.similarity:.6f}")
     lines.append(f"mixed similarity: {choice.similarity:.6f}")
     lines += [f"not granted: {name}: {why}" for name, why in bench.plan.refusals.items()]
     return "\n".join(lines) + "\n"
@@ -179,7 +218,7 @@ def summary(result: Tuned) -> dict[str, Any]:
         **{name: stage.to_json() for name, stage in result.stages.items()},
         "expected_cos": result.expected_cos,
         "reached": result.reached,
-        "new_thresholds_kept": result.kept_thresholds,
+        "new_thresholds_kept": result.chosen.kept,
         "ops": ops_json(result.rows, result.plan),
         "float_ops": result.choice.float_groups,
         "not_granted": bench.plan.refusals,
@@ -202,11 +241,6 @@ def tune_page(result: Tuned) -> Page:
     """The report: the final table, the losses, the proof."""
     bench = result.bench
     sensitivity = sensitivity_table(result.rows, result.choice.float_groups)
-    steps = Table(
-        "Float operators, in the order they were added",
-        (Column("group", "operator"), Column("cosine", "cosine with it float too", "", 6)),
-        tuple({"group": g, "cosine": c} for g, c in result.choice.steps),
-    )
     refused = Table(
         "Not granted by the target",
         (Column("op", "operator"), Column("why", "reason")),
@@ -214,7 +248,7 @@ def tune_page(result: Tuned) -> Page:
     )
     sections = [Section(stage_table(result))]
     if result.rows:
-        sections += [Section(sensitivity, bar=("name", "loss")), Section(steps)]
+        sections += [Section(sensitivity, bar=("name", "loss")), Section(tried_table(result.choice))]
     if refused.rows:
         sections.append(Section(refused))
     sections.append(Section(result.proof.table()))

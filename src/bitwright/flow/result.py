@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from bitwright.flow.accuracy import Accuracy
 from bitwright.flow.bench import Bench
+from bitwright.plan.cost import Costs
 from bitwright.plan.plan import Plan
 from bitwright.runtime.proof import Proof
 from bitwright.search.choose import Choice
@@ -29,18 +30,40 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """*tuned*: all at the base precision with new thresholds, or (not *kept*) int8 as it was. *parted*: by which factors truth and
+    prediction differed where the network was linearised anew. *costs*: of the joint search, None without one.
+    """
+
+    tuned: Stage
+    kept: bool
+    choice: Choice
+    reached: bool
+    parted: tuple[float, ...] = ()
+    costs: Costs | None = None
+
+
+@dataclass(frozen=True)
 class Tuned:
-    """What `tune` found. *reached*: whether the mixed model meets the target similarity."""
+    """What `tune` found."""
 
     bench: Bench
     stages: dict[str, Stage]
     rows: tuple[Sensitivity, ...]
-    choice: Choice
-    kept_thresholds: bool
+    chosen: Chosen
     proof: Proof
-    reached: bool
     seconds: dict[str, float]
     expected_cos: float
+
+    @property
+    def choice(self) -> Choice:
+        """The mixed plan, and what else was tried."""
+        return self.chosen.choice
+
+    @property
+    def reached(self) -> bool:
+        """Whether the mixed model meets the target similarity."""
+        return self.chosen.reached
 
     @property
     def plan(self) -> Plan:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import nn
 
 from bitwright.files import write_text
 from bitwright.flow.bench import Bench, open_bench
+from bitwright.flow.choosing import choose_precisions, choose_thresholds
+from bitwright.flow.metrics import metrics_alone
 from bitwright.flow.outputs import (
     check_writable,
     ops_json,
@@ -19,11 +22,11 @@ from bitwright.flow.outputs import (
     write_tables,
 )
 from bitwright.flow.progress import Silence, Watcher
+from bitwright.flow.ranking import Ranking, open_state, rank, state_path
 from bitwright.flow.result import Stage
 from bitwright.flow.settings import Settings
-from bitwright.flow.tune import float_limit, open_state, sensitivities, state_path, tuned_thresholds
 from bitwright.graph.graph import Graph
-from bitwright.search.choose import Choice, float_top, float_until
+from bitwright.search.choose import Choice, float_top, unchanged
 from bitwright.search.mixed_precision import Walk, search_mixed_precision
 from bitwright.search.sensitivity import Sensitivity
 from bitwright.table import Column, Table
@@ -34,15 +37,23 @@ DEFAULT_FLOAT_OPS = 5
 
 @dataclass(frozen=True)
 class SensitivityResult:
-    """*skipped*: int8 already met the target, so nothing was searched. *reached*: the mixed plan meets it."""
+    """*skipped*: int8 already met the target, so nothing was searched. *reached*: the mixed plan meets it. *metrics*: a user's
+    metric with each group alone at int8, the float network's under the empty name; then *ranking* is by it.
+    """
 
     bench: Bench
     int8: float
     tuned: float
-    rows: tuple[Sensitivity, ...]
+    ranking: Ranking
     choice: Choice
     reached: bool
     skipped: bool
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> tuple[Sensitivity, ...]:
+        """The ranking of the operators, in descending order of loss."""
+        return self.ranking.rows
 
 
 def run_sensitivity(
@@ -66,40 +77,44 @@ def run_sensitivity(
     int8 = Stage(bench.plan, bench.evaluator.evaluate(bench.plan))
     if int8.cosine >= settings.expected_cos:
         result = SensitivityResult(
-            bench, int8.cosine, int8.cosine, (), Choice(bench.plan, int8.cosine, ()), True, True
+            bench,
+            int8.cosine,
+            int8.cosine,
+            Ranking((), None, {}),
+            unchanged(bench.plan, int8.cosine),
+            True,
+            True,
         )
     else:
         result = _searched(bench, int8, settings, folder, watcher, auto=auto)
-    write_search(folder, bench, result.rows, result.choice, result.int8)
+    write_search(folder, bench, result.rows, result.choice, result.int8, result.metrics)
     write_json(folder / "plan.json", result.choice.plan.to_json())
     write_json(folder / "summary.json", _sensitivity_summary(result))
-    if result.rows:
-        state_path(settings, folder, "sensitivity").unlink(missing_ok=True)
+    for search in ("sensitivity", "metric") if result.rows else ():
+        state_path(settings, folder, search).unlink(missing_ok=True)
     return result
 
 
 def _searched(
     bench: Bench, int8: Stage, settings: Settings, folder: Path, watcher: Watcher, *, auto: bool
 ) -> SensitivityResult:
-    rows = sensitivities(bench, settings, folder, watcher)
-    tuned, _ = tuned_thresholds(bench, rows, int8)
+    ranking, metrics = rank(bench, settings, folder, watcher), dict[str, float]()
+    if settings.evaluate is not None:
+        metrics = metrics_alone(bench, ranking.rows, settings, folder, watcher)
+        ranking = replace(ranking, rows=tuple(sorted(ranking.rows, key=lambda r: metrics[r.name])))
+    tuned, _ = choose_thresholds(bench, ranking, int8, settings, watcher)
     assert tuned.plan is not None
-    watcher.stage("choosing float operators")
     if auto:
-        choice = float_until(
-            bench.evaluator,
-            tuned.plan,
-            rows,
-            bench.solver.solve,
-            target=settings.expected_cos,
-            limit=float_limit(settings.max_float_ops, len(rows)),
-            progress=lambda group, cos: watcher.advance(1, f"{group}: {cos:.6f}"),
-        )
+        usual = len(ranking.rows)
+        choice = choose_precisions(
+            bench, ranking, tuned, settings, watcher, usual_limit=usual, target=settings.expected_cos
+        ).choice
     else:
+        watcher.stage("choosing float operators")
         count = DEFAULT_FLOAT_OPS if settings.max_float_ops is None else settings.max_float_ops
-        choice = float_top(bench.evaluator, tuned.plan, rows, count, bench.solver.solve)
+        choice = float_top(bench.evaluator, tuned.plan, ranking.rows, count, bench.solver.solve)
     reached = choice.similarity >= settings.expected_cos
-    return SensitivityResult(bench, int8.cosine, tuned.cosine, tuple(rows), choice, reached, False)
+    return SensitivityResult(bench, int8.cosine, tuned.cosine, ranking, choice, reached, False, metrics)
 
 
 def _sensitivity_summary(result: SensitivityResult) -> dict[str, Any]:

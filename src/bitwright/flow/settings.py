@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from bitwright.data.images import ImageOptions
+from bitwright.plan.cost import Metric
+from bitwright.plan.target import Precision
+from bitwright.search.error_sketch import PROBES
+from bitwright.search.losses import UserFunction
 from bitwright.search.sensitivity import METHODS
 from bitwright.search.similarity import PostProcess
+
+SearchMethod = Literal["sketch", "exact", "sketch+verify"]
 
 
 @dataclass(frozen=True)
@@ -39,3 +45,24 @@ class Settings:
     post_process_source: str = ""
     cosine_scale: Literal["true", "half"] = "true"
     save_state: Path | None = None
+    #: How sensitivity is found: by the error sketch, by partial re-execution of everything, or sketched and the top verified.
+    search_method: SearchMethod = "sketch+verify"
+    #: Random probes of the sketch for each output.
+    probes: int = PROBES
+    #: Operators that `sketch+verify` measures exactly.
+    verify: int = 5
+    #: The loss that ranks operators: a name of `LOSSES`, or a user's function (then `loss_source` is its text).
+    loss: str | UserFunction = "cosine"
+    loss_source: str = ""
+    #: Only these operators are ranked: patterns with * and ?.
+    operators: tuple[str, ...] = ()
+    #: Precisions that the joint search may give, as far as the target allows them.
+    precisions: tuple[Precision, ...] = ("int8", "float")
+    #: What the joint search saves, and how much of it a plan may cost (None: no limit but `max_float_ops`).
+    cost: Metric = "ops"
+    budget: float | None = None
+    #: Local processes for exact measurements and a user's metric; or a Ray cluster.
+    workers: int = 1
+    ray: str | None = None
+    #: A user's metric of the whole network, `file.py:function`, larger is better; None: the similarity alone.
+    evaluate: str | None = None

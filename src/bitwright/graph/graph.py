@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from bitwright.errors import UnknownName
 from bitwright.graph.op import Op, Role, Shape
@@ -19,6 +20,8 @@ from bitwright.graph.op import Op, Role, Shape
 OUTPUT = "<output>"
 #: Key in the meta of a constant's node: the value's name, which may not be possible as an attribute path.
 VALUE_NAME = "value_name"
+#: What a pickled graph takes along of an `nn.Module`.
+_HELD = ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,11 @@ class Value:
 
 
 class Graph(fx.GraphModule):
-    """An fx graph of named operators. Callable like the module it was captured from; `info` holds what is known."""
+    """An fx graph of named operators. Callable like the module it was captured from; `info` holds what is known.
+
+    It can be pickled, whole: `info.onnx_model` is kept (`without_onnx_model` makes a lighter graph), tensors that are shared
+    stay shared.
+    """
 
     def __init__(
         self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "Graph", **_: Any
@@ -139,6 +146,15 @@ class Graph(fx.GraphModule):
         )
         made.train(self.training)
         return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # fx would keep generated code and trace it again: names of values, and whatever tracing does not see, would be lost.
+        held = {key: vars(self)[key] for key in _HELD}
+        return _restored, (held, _records(self.graph), self.info)
+
+    def without_onnx_model(self) -> Graph:
+        """The same graph, on the same parameters, without the user's own file: all that is needed to execute it."""
+        return Graph.build(self, copy.deepcopy(self.graph), replace(self.info, onnx_model=None))
 
     def _get_name(self) -> str:
         return "Graph"
@@ -268,6 +284,47 @@ class Graph(fx.GraphModule):
             // max(1, self.info.example_batch)
             for op in self.ops
         }
+
+
+@dataclass(frozen=True)
+class _Place:
+    """In a pickled node's arguments: the result of node number *index*."""
+
+    index: int
+
+
+def _records(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    """The nodes of *graph*, flat: linked as they are, pickling them would take a stack frame for each."""
+    places: dict[fx.Node, Any] = {node: _Place(i) for i, node in enumerate(graph.nodes)}
+    return [
+        (
+            n.op,
+            n.name,
+            n.target,
+            fx.map_arg((n.args, n.kwargs), places.__getitem__),
+            n.meta.get(VALUE_NAME),
+        )
+        for n in graph.nodes
+    ]
+
+
+def _restored(held: Mapping[str, Any], records: list[tuple[Any, ...]], info: GraphInfo) -> Graph:
+    """The graph that `Graph.__reduce__` took apart."""
+    root, graph = nn.Module(), fx.Graph()
+    vars(root).update(held)
+    nodes: list[fx.Node] = []
+    for op, name, target, arguments, value_name in records:
+        args, kwargs = _filled(arguments, nodes)
+        node = graph.create_node(op, target, args, kwargs, name=name)
+        if value_name is not None:
+            node.meta[VALUE_NAME] = value_name
+        nodes.append(node)
+    return Graph.build(root, graph, info)
+
+
+def _filled(arguments: Any, nodes: list[fx.Node]) -> Any:
+    """*arguments* with nodes in their places."""
+    return map_aggregate(arguments, lambda a: nodes[a.index] if isinstance(a, _Place) else a)
 
 
 def _keep_state(made: Graph, source: nn.Module, memo: dict[int, Any] | None) -> None:

@@ -58,6 +58,8 @@ class Op(nn.Module):
     roles: ClassVar[tuple[Role, ...]] = (Role.ACTIVATION,)
     #: True if output codes are input codes (reshape, transpose, max pool, …): the output shares input 0's parameters.
     passthrough: ClassVar[bool] = False
+    #: Axis of the output along which the bias is added, if the operator does nothing else with its bias.
+    bias_axis: ClassVar[int | None] = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -220,9 +220,26 @@ class Replay:
 
     # --- one operator ----------------------------------------------------------------------------------------
 
+    def apply(
+        self, name: str, seen: Callable[[str, str], Any], instead: Mapping[str, Tensor]
+    ) -> tuple[Any, ...]:
+        """The results of one operator on what it sees, *seen* (value, operator), with some values replaced."""
+        step = self._step_of[name]
+        args = [
+            literal if value is None else instead[value] if value in instead else seen(value, name)
+            for value, literal in zip(step.names, step.literals, strict=True)
+        ]
+        with torch.no_grad():
+            result = step.op(*args)
+        return tuple(result) if step.is_tuple else (result,)
+
+    @cached_property
+    def _step_of(self) -> dict[str, Step]:
+        return {step.op.name: step for step in self.steps}
+
     def run_op(self, name: str, env: Environment, reads: Reads) -> None:
         """Execute one operator on the values in *env* and store its outputs there (unquantized)."""
-        step = next(s for s in self.steps if s.op.name == name)
+        step = self._step_of[name]
         with torch.no_grad():
             self._execute(step, env, reads, {})
 
@@ -248,10 +265,9 @@ class Replay:
         reads: Reads,
         copies: dict[tuple[str, int], Tensor],
     ) -> Any:
+        if name in self._constants:
+            return self.read_constant(name, reader, reads)
         q = reads.get((name, reader))
-        constant = self._constants.get(name)
-        if constant is not None:
-            return constant if q is None else self._quantized_constant(name, reader, constant, q)
         x = env[name]
         if q is None:
             return x
@@ -260,7 +276,15 @@ class Replay:
             copies[key] = fake_quantize(x, q)
         return copies[key]
 
-    def _quantized_constant(self, name: str, reader: str, x: Tensor, q: QParams) -> Tensor:
+    def is_constant(self, name: str) -> bool:
+        """Whether the value *name* is a weight, bias or buffer."""
+        return name in self._constants
+
+    def read_constant(self, name: str, reader: str, reads: Reads) -> Tensor:
+        """What *reader* sees of the constant *name*; the quantized copy is kept until it asks for another."""
+        x, q = self._constants[name], reads.get((name, reader))
+        if q is None:
+            return x
         held = self._quantized_constants.get((name, reader))
         if held is None or (held[0] is not q and held[0] != q):
             held = (q, fake_quantize(x, q))

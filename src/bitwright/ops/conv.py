@@ -23,6 +23,7 @@ class Conv(Op):
 
     kind = "Conv"
     roles = (Role.ACTIVATION, Role.WEIGHT, Role.BIAS)
+    bias_axis = 1
 
     def __init__(
         self,
@@ -91,6 +92,7 @@ class ConvTranspose(Op):
 
     kind = "ConvTranspose"
     roles = (Role.ACTIVATION, Role.WEIGHT, Role.BIAS)
+    bias_axis = 1
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ class Linear(Op):
 
     kind = "Linear"
     roles = (Role.ACTIVATION, Role.WEIGHT, Role.BIAS)
+    bias_axis = -1
 
     def __init__(self, *, transposed: bool = False) -> None:
         super().__init__()

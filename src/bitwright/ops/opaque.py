@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,16 @@ class Opaque(Op):
         super().__init__()
         self.__dict__["kind"] = kind_of(target)
         self.target, self.args, self.kwargs, self.seen = target, args, dict(kwargs), tuple(seen)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch's operators cannot be pickled, but found again by their names.
+        is_torchs = isinstance(self.target, torch._ops.OpOverload)
+        return {**vars(self), "target": str(self.target) if is_torchs else self.target}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if isinstance(self.target, str):
+            self.target = operator.attrgetter(self.target)(torch.ops)
 
     def forward(self, *xs: Any) -> Any:
         args, kwargs = _fill((self.args, self.kwargs), xs)

@@ -166,3 +166,13 @@ def _shares_with(graph: Graph, value: Value, producer: str | None) -> str | None
         return None
     source = graph.op_inputs(producer)[0]
     return source if source is not None and graph.value(source).info.is_float else None
+
+
+def allowed_precisions(graph: Graph, plan: Plan, target: Target, group: str) -> tuple[Precision, ...]:
+    """The precisions that *target* grants every quantizable operator of *group*."""
+    members = plan.groups[group]
+    return tuple(
+        p
+        for p in target.allowed(plan.ops[members[0]].kind)
+        if all(p in target.allowed(plan.ops[m].kind) for m in members)
+    )

@@ -6,6 +6,8 @@ none: a graph input), only quantized readers see a quantized copy. Weights and b
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from bitwright.graph.graph import OUTPUT, Graph, Value
 from bitwright.graph.op import Role
 from bitwright.graph.replay import Reads
@@ -20,16 +22,34 @@ def quantized_reads(graph: Graph, plan: Plan) -> Reads:
     """(value, operator) -> parameters, for every read of a quantized value. Pure look-up, no tensors."""
     reads: dict[tuple[str, str], QParams] = {}
     for name, entry in plan.values.items():
-        if entry.qparams is None:
-            continue
-        value = graph.value(name)
-        made_quantized = is_made_quantized(plan, value)
-        for reader in value.readers:
-            if made_quantized or (reader.role in _READ_QUANTIZED and is_quantized(plan, reader.op)):
-                reads[(name, reader.op)] = entry.qparams
-        if made_quantized and value.is_output:
-            reads[(name, OUTPUT)] = entry.qparams
+        if entry.qparams is not None:
+            edges = read_edges(graph.value(name), lambda op: is_quantized(plan, op))
+            reads.update(dict.fromkeys(edges, entry.qparams))
     return reads
+
+
+def reads_of_group(graph: Graph, plan: Plan, members: Iterable[str]) -> Reads:
+    """The quantized reads of *plan* (solved) if only the operators *members* were quantized, and nothing else."""
+    inside = {m for m in members if is_quantized(plan, m)}
+    touched: dict[str, None] = {}
+    for op in inside:
+        touched.update({n: None for n in graph.op_inputs(op) if n is not None})
+        touched.update(dict.fromkeys(graph.op(op).outputs))
+    reads: dict[tuple[str, str], QParams] = {}
+    for name in touched:
+        q = plan.qparams(name)
+        if q is not None:
+            reads.update(dict.fromkeys(read_edges(graph.value(name), inside.__contains__), q))
+    return reads
+
+
+def read_edges(value: Value, quantized: Callable[[str], bool]) -> list[tuple[str, str]]:
+    """The reads (value, operator) that see *value* quantized, by which operators are *quantized*."""
+    made = value.producer is not None and quantized(value.producer)
+    edges = [
+        (value.name, r.op) for r in value.readers if made or (r.role in _READ_QUANTIZED and quantized(r.op))
+    ]
+    return [*edges, (value.name, OUTPUT)] if made and value.is_output else edges
 
 
 def is_quantized(plan: Plan, op: str) -> bool:

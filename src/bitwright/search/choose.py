@@ -1,39 +1,67 @@
-"""How many groups to leave float: in the order of their losses, until the target similarity is met."""
+"""What a search of precisions found, and the simplest one: the most sensitive groups float, in the order of their losses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from bitwright.plan.plan import Plan
+from bitwright.plan.target import Precision
 from bitwright.search.evaluator import Evaluator
 from bitwright.search.sensitivity import Sensitivity
 
 
 @dataclass(frozen=True)
+class Tried:
+    """A plan of the search. *groups*: those not at the base precision, and theirs; *similarity*: by a true run;
+    *predicted*: by the sketch, None without one; *cost*: by the metric of the search; *plan*: solved.
+    """
+
+    plan: Plan
+    groups: Mapping[str, Precision]
+    similarity: float
+    predicted: float | None = None
+    cost: float | None = None
+
+
+@dataclass(frozen=True)
 class Choice:
-    """A plan with some groups float. *steps*: (group, similarity once it was float too), in order."""
+    """The chosen *plan* (solved) and its *similarity* by a true run. *groups*: what the search widened or narrowed, in the order
+    in which it did; *tried*: plans on the way, in growing cost.
+    """
 
     plan: Plan
     similarity: float
-    steps: tuple[tuple[str, float], ...]
+    groups: Mapping[str, Precision]
+    tried: tuple[Tried, ...]
 
     @property
     def float_groups(self) -> list[str]:
         """The groups that were put back to float, in order."""
-        return [g for g, _ in self.steps]
+        return [g for g, p in self.groups.items() if p == "float"]
+
+
+def unchanged(plan: Plan, similarity: float) -> Choice:
+    """The choice to leave *plan* as it is."""
+    return Choice(plan, similarity, {}, (Tried(plan, {}, similarity, cost=0.0),))
 
 
 def float_top(
-    evaluator: Evaluator, plan: Plan, rows: Sequence[Sensitivity], count: int, solve: Callable[[Plan], Plan]
+    evaluator: Evaluator,
+    plan: Plan,
+    rows: Sequence[Sensitivity],
+    count: int,
+    solve: Callable[[Plan], Plan],
 ) -> Choice:
     """Leave exactly the *count* most sensitive groups float (fewer if there are fewer)."""
-    similarity, steps = None, list[tuple[str, float]]()
-    for rank, row in _still_quantized(plan, rows)[:count]:
+    chosen: dict[str, Precision] = {}
+    tried = [Tried(plan, {}, evaluator.evaluate(plan), cost=0.0)]
+    # New thresholds can make a shift-only target refuse a group: it is float already.
+    for rank, row in [(i, r) for i, r in enumerate(rows) if plan.precision(r.name) != "float"][:count]:
         plan = solve(plan.with_precision([row.name], "float", _reason(rank, row)))
-        similarity = evaluator.evaluate(plan)
-        steps.append((row.name, similarity))
-    return Choice(plan, evaluator.evaluate(plan) if similarity is None else similarity, tuple(steps))
+        chosen[row.name] = "float"
+        tried.append(Tried(plan, dict(chosen), evaluator.evaluate(plan), cost=float(len(chosen))))
+    return Choice(plan, tried[-1].similarity, chosen, tuple(tried))
 
 
 def float_until(
@@ -50,24 +78,21 @@ def float_until(
 
     *returns*: the first plan that reaches the target, else the most similar one seen.
     """
-    best = Choice(plan, evaluator.evaluate(plan), ())
-    steps: list[tuple[str, float]] = []
-    for rank, row in _still_quantized(plan, rows)[:limit]:
+    chosen: dict[str, Precision] = {}
+    best = unchanged(plan, evaluator.evaluate(plan))
+    tried = [*best.tried]
+    for rank, row in [(i, r) for i, r in enumerate(rows) if plan.precision(r.name) != "float"][:limit]:
         if best.similarity >= target:
             break
         plan = solve(plan.with_precision([row.name], "float", _reason(rank, row)))
         similarity = evaluator.evaluate(plan)
-        steps.append((row.name, similarity))
+        chosen[row.name] = "float"
+        tried.append(Tried(plan, dict(chosen), similarity, cost=float(len(chosen))))
         if progress:
             progress(row.name, similarity)
         if similarity > best.similarity:
-            best = Choice(plan, similarity, tuple(steps))
-    return best
-
-
-def _still_quantized(plan: Plan, rows: Sequence[Sensitivity]) -> list[tuple[int, Sensitivity]]:
-    """Rank and row of the groups that are not float already: new thresholds can make a shift-only target refuse one."""
-    return [(rank, row) for rank, row in enumerate(rows) if plan.precision(row.name) != "float"]
+            best = Choice(plan, similarity, dict(chosen), ())
+    return replace(best, tried=tuple(tried))
 
 
 def _reason(rank: int, row: Sensitivity) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -41,7 +41,9 @@ class Evaluator:
     def __init__(self, graph: Graph, batches: Batches, similarity: Similarity | None = None) -> None:
         self.graph = graph
         self.replay = Replay(graph)
-        self.similarity = similarity or Similarity()
+        made_by = {o: graph.value(o).producer for o in graph.info.outputs}
+        probabilities = {o for o, op in made_by.items() if op is not None and graph.op(op).kind == "Softmax"}
+        self.similarity = replace(similarity or Similarity(), probabilities=frozenset(probabilities))
         self.effort = Effort()
         self.outputs = _scored_outputs(graph, self.similarity)
         self._batches = batches
@@ -52,7 +54,11 @@ class Evaluator:
 
     def chunks(self) -> Iterator[dict[str, Tensor]]:
         """The samples, in chunks whose activations fit in `CHUNK_BYTES`."""
-        for batch in self._batches(self.chunk_samples):
+        return self.batches(self.chunk_samples)
+
+    def batches(self, size: int) -> Iterator[dict[str, Tensor]]:
+        """The samples, *size* at a time (a graph with a fixed batch takes its own)."""
+        for batch in self._batches(size):
             yield {spec.name: batch[spec.name] for spec in self.graph.info.inputs}
 
     def reference(self) -> int:
@@ -83,7 +89,7 @@ class Evaluator:
 
     def scored(self, env: Environment, samples: int) -> dict[str, Tensor]:
         """The outputs that are scored: `[samples, ...]`."""
-        return {name: _samples_first(self.graph, name, env[name], samples) for name in self.outputs}
+        return {name: samples_first(self.graph, name, env[name], samples) for name in self.outputs}
 
     def samples(self, inputs: Mapping[str, Tensor]) -> int:
         """How many samples *inputs* hold; those of a graph with a fixed batch count as one."""
@@ -162,7 +168,8 @@ def _chunk_samples(graph: Graph) -> int:
     return max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // per_sample))
 
 
-def _samples_first(graph: Graph, name: str, x: Tensor, samples: int) -> Tensor:
+def samples_first(graph: Graph, name: str, x: Tensor, samples: int) -> Tensor:
+    """The value *name*, *x*, with its samples along axis 0: `[samples, ...]`."""
     axis = graph.value(name).info.batch_axis
     if axis is None:  # of a graph with a fixed batch (one sample), or an output that no sample has for itself
         x = x if x.dim() and x.shape[0] == 1 else x.unsqueeze(0)

@@ -7,17 +7,21 @@ downstream of it, with all methods of the group stacked along the batch. Methods
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bitwright.errors import UnknownName
 from bitwright.graph.graph import Graph
-from bitwright.graph.replay import Environment, Reads
+from bitwright.graph.replay import Environment, Reads, Stacking
 from bitwright.plan.plan import Plan
-from bitwright.plan.reads import quantized_reads
+from bitwright.plan.reads import reads_of_group
 from bitwright.search.evaluator import Evaluator, as_read
+from bitwright.search.jobs import Runner, run_jobs
+from bitwright.search.similarity import Similarity
 from bitwright.search.state import SearchState
 
 #: The three methods of the procedure that this search implements, in its order; the first wins ties.
@@ -27,7 +31,10 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One group's result. *losses*: method -> mean loss; *errors*: its standard error over samples."""
+    """One group's result. *losses*: method -> mean loss, the best that is known of it; *errors*: its standard error, over
+    samples where it was measured, over probes where it was sketched. *sketched*: method -> loss by the error sketch, empty
+    without one. *exact*: whether *losses* were measured.
+    """
 
     name: str
     kind: str
@@ -35,6 +42,8 @@ class Sensitivity:
     losses: Mapping[str, float]
     errors: Mapping[str, float]
     method: str
+    sketched: Mapping[str, float] = field(default_factory=dict)
+    exact: bool = False
 
     @property
     def loss(self) -> float:
@@ -63,16 +72,45 @@ def measure_sensitivity(
     solve: Callable[[Plan], Plan],
     *,
     methods: Sequence[str] = METHODS,
+    groups: Collection[str] | None = None,
+    runner: Runner | None = None,
     state: SearchState | None = None,
     progress: Progress | None = None,
 ) -> list[Sensitivity]:
-    """The sensitivities of all quantized groups of *plan*, in descending order of loss.
+    """The sensitivities of the quantized groups of *plan*, in descending order of loss.
 
-    *solve*: gives a plan its parameters. *state*: measurements to resume from and add to.
+    *solve*: gives a plan its parameters. *groups*: measure only these. *runner*: where to measure, None: here. *state*:
+    measurements to resume from and add to, wherever they were made. *raises* `UnknownName` for a group that is not there;
+    with a runner `DataError` for a post-processing function that cannot be sent to other processes.
     """
     state = state or SearchState(None, "")
     candidates = _candidates(evaluator, plan, solve, methods)
+    if groups is not None:
+        _check_known(plan, groups)
+        candidates = [c for c in candidates if c.group in groups]
     chunks = evaluator.reference()
+    if runner is None:
+        _measure_here(evaluator, candidates, chunks, state, progress)
+    else:
+        _measure_there(evaluator, candidates, chunks, runner, state, progress)
+    rows = [_row(plan, c, state, chunks, methods) for c in candidates]
+    return sorted(rows, key=lambda r: -r.loss)
+
+
+def _check_known(plan: Plan, groups: Collection[str]) -> None:
+    unknown = [g for g in groups if g not in plan.groups]
+    if unknown:
+        raise UnknownName("sensitivity", kind="operator group", name=unknown[0], known=plan.groups)
+
+
+def _measure_here(
+    evaluator: Evaluator,
+    candidates: Sequence[_Candidate],
+    chunks: int,
+    state: SearchState,
+    progress: Progress | None,
+) -> None:
+    """Put the losses of every candidate on every chunk into *state*, chunk after chunk."""
     total = len(candidates) * chunks
     done = 0
     try:
@@ -88,31 +126,96 @@ def measure_sensitivity(
                     progress(done, total, candidate.group)
     finally:
         state.save()
-    rows = [_row(plan, c, state, chunks, methods) for c in candidates]
-    return sorted(rows, key=lambda r: -r.loss)
+
+
+def _measure_there(
+    evaluator: Evaluator,
+    candidates: Sequence[_Candidate],
+    chunks: int,
+    runner: Runner,
+    state: SearchState,
+    progress: Progress | None,
+) -> None:
+    """As `_measure_here`, by *runner*: a job is one candidate on one chunk, chunk after chunk."""
+    jobs = {f"{i}:{c.group}": (i, c.group) for i in range(chunks) for c in candidates}
+    missing = [job for name, job in jobs.items() if name not in state]
+    needed = {i for i, _ in missing}
+    inputs = {i: chunk for i, chunk in enumerate(evaluator.chunks()) if i in needed}
+    by_group = {c.group: c for c in candidates}
+    can_stack = evaluator.graph.info.dynamic_batch and any(len(c.reads) > 1 for c in candidates)
+    task = _SensitivityTask(
+        evaluator.graph.without_onnx_model(),
+        evaluator.similarity,
+        evaluator.stacking if can_stack and missing else None,
+        by_group,
+        # A copy: of a view on all samples, all samples would be sent.
+        {i: {name: x.clone() for name, x in chunk.items()} for i, chunk in inputs.items()},
+    )
+    report = progress and (lambda done, total, name: progress(done, total, jobs[name][1]))
+    run_jobs(task, jobs, runner, state=state, progress=report)
+    for i, group in missing:
+        for _ in by_group[group].reads:
+            evaluator.count(inputs[i], evaluator.replay.share(by_group[group].members))
+    for chunk in inputs.values():  # at least; every worker makes the float passes that it needs
+        evaluator.count(chunk, 1.0)
+
+
+@dataclass(frozen=True)
+class _SensitivityTask:
+    """Jobs are (chunk, group), results losses as lists: `[variants, n]`. *chunks*: number -> inputs."""
+
+    graph: Graph
+    similarity: Similarity
+    stacking: Stacking | None
+    candidates: Mapping[str, _Candidate]
+    chunks: Mapping[int, Mapping[str, Tensor]]
+
+    def open(self) -> Callable[[tuple[int, str]], Any]:
+        evaluator = Evaluator(self.graph, lambda _: self.chunks.values(), self.similarity)
+        if self.stacking is not None:
+            evaluator.stacking = self.stacking
+        held: dict[int, Environment] = {}
+
+        def measure(job: tuple[int, str]) -> Any:
+            index, group = job
+            inputs = self.chunks[index]
+            if index not in held:
+                held.clear()  # first: two chunks' activations may not fit
+                held[index] = _float_pass(evaluator, inputs)
+            reference = evaluator.scored(held[index], evaluator.samples(inputs))
+            return _losses(evaluator, self.candidates[group], inputs, held[index], reference).tolist()
+
+        return measure
+
+
+def candidate_reads(
+    graph: Graph, plan: Plan, solve: Callable[[Plan], Plan], methods: Sequence[str]
+) -> dict[str, dict[str, Reads]]:
+    """Group -> method -> the reads of that group alone at its precision, all thresholds by that method; none where it is float."""
+    activations = [n for n, e in plan.values.items() if e.role == "activation"]
+    solved = {m: solve(plan.with_methods(dict.fromkeys(activations, m))) for m in methods}
+    found: dict[str, dict[str, Reads]] = {}
+    for group, members in plan.groups.items():
+        for method, full in solved.items():
+            if full.precision(group) != "float":
+                found.setdefault(group, {})[method] = reads_of_group(graph, full, members)
+    return found
 
 
 def _candidates(
     evaluator: Evaluator, plan: Plan, solve: Callable[[Plan], Plan], methods: Sequence[str]
 ) -> list[_Candidate]:
-    activations = [n for n, e in plan.values.items() if e.role == "activation"]
-    solved = {m: solve(plan.with_methods(dict.fromkeys(activations, m))) for m in methods}
     found = []
-    for group, members in plan.groups.items():
-        others = [g for g in plan.groups if g != group]
+    for group, by_method in candidate_reads(evaluator.graph, plan, solve, methods).items():
         distinct: list[Reads] = []
-        of: dict[str, int] = {}
-        for method, full in solved.items():
-            if full.precision(group) == "float":
-                continue
-            reads = quantized_reads(evaluator.graph, full.with_precision(others, "float", ""))
+        for reads in by_method.values():
             if reads not in distinct:
                 distinct.append(reads)
-            of[method] = distinct.index(reads)
-        if of:
-            results = tuple(_results(evaluator.graph, plan, members))
-            below = frozenset(evaluator.replay.downstream(members) - {*members})
-            found.append(_Candidate(group, tuple(members), results, below, tuple(distinct), of))
+        of = {m: distinct.index(reads) for m, reads in by_method.items()}
+        members = plan.groups[group]
+        results = tuple(_results(evaluator.graph, plan, members))
+        below = frozenset(evaluator.replay.downstream(members) - {*members})
+        found.append(_Candidate(group, tuple(members), results, below, tuple(distinct), of))
     return found
 
 
@@ -135,7 +238,7 @@ def _losses(
     cached: Environment,
     reference: Mapping[str, Tensor],
 ) -> Tensor:
-    """1 - similarity: `[variants, n]`."""
+    """`[variants, n]`."""
     replay, share = evaluator.replay, evaluator.replay.share(candidate.members)
     variants = [_group_results(evaluator, candidate, reads, cached) for reads in candidate.reads]
     for _ in variants:
@@ -146,7 +249,7 @@ def _losses(
     else:
         runs = [replay.rerun(cached, v, {}) for v in variants]
     samples = evaluator.samples(inputs) * len(variants) // len(runs)
-    return 1 - torch.cat([evaluator.similarity(reference, evaluator.scored(env, samples)) for env in runs])
+    return torch.cat([evaluator.similarity.losses(reference, evaluator.scored(env, samples)) for env in runs])
 
 
 def _group_results(
@@ -185,7 +288,7 @@ def _row(
     errors = {m: float(error[candidate.of[m]]) for m in by_method}
     best = min(by_method, key=by_method.__getitem__)
     kind = plan.ops[candidate.group].kind
-    return Sensitivity(candidate.group, kind, candidate.members, by_method, errors, best)
+    return Sensitivity(candidate.group, kind, candidate.members, by_method, errors, best, exact=True)
 
 
 def best_methods(graph: Graph, plan: Plan, rows: Sequence[Sensitivity]) -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""How alike two networks' outputs are: the mean cosine over samples (docs/numerics.md §6)."""
+"""How alike two networks' outputs are: the mean cosine over samples (docs/numerics.md §6), and the loss that ranks operators."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import DataError, UnknownName
-from bitwright.numerics.cosine import cosine
+from bitwright.search.losses import LOSSES, Divergence, Loss
 
 #: A user's post-processing: output name -> array with a batch of one, to a dictionary of the same form.
 PostProcess = Callable[[dict[str, npt.NDArray[Any]]], Mapping[str, Any]]
+
+_COSINE = LOSSES.get("cosine", where="loss")
 
 
 @dataclass(frozen=True)
@@ -23,39 +25,68 @@ class Similarity:
     """Scores outputs against reference outputs, sample by sample.
 
     *weights*: output name -> weight, normalised to sum 1 (default: all outputs equally). *post_process*: applied to both
-    sides before scoring. *half*: report (1 + cosine) / 2, the scale of one vendor's tools.
+    sides before scoring. *half*: report (1 + cosine) / 2, the scale of one vendor's tools. *loss*: what `losses` measures;
+    the similarity itself is always the cosine.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
     post_process: PostProcess | None = None
     half: bool = False
+    loss: Loss = _COSINE
+    #: Outputs that are probabilities, which only KL divergence asks.
+    probabilities: frozenset[str] = frozenset()
 
     def __call__(self, reference: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Tensor:
         """Similarity of each sample.
 
         *reference*: name -> `[n, ...]`; *outputs*: name -> `[k * n, ...]`, k variants stacked. *returns*: `[k, n]` float64.
         """
+        return 1 - self.scale * self._measured(_COSINE, reference, outputs)
+
+    def losses(self, reference: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Tensor:
+        """The loss of each sample: 1 - similarity, or what *loss* says. Shapes as above."""
+        return self.loss_scale * self._measured(self.loss, reference, outputs)
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss of an output is multiplied by."""
+        return self.scale if self.loss == _COSINE else 1.0
+
+    @property
+    def scale(self) -> float:
+        """What 1 - cosine is multiplied by."""
+        return 0.5 if self.half else 1.0
+
+    def loss_of(self, output: str) -> Loss:
+        """The loss that is measured on *output*."""
+        return self._of(self.loss, output)
+
+    def _of(self, loss: Loss, output: str) -> Loss:
+        is_probability = isinstance(loss, Divergence) and output in self.probabilities
+        return Divergence(probabilities=True) if is_probability else loss
+
+    def _measured(self, loss: Loss, reference: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of *loss* over outputs: `[k, n]` float64 on the CPU."""
         n = next(iter(reference.values())).shape[0]
         k = next(iter(outputs.values())).shape[0] // n
         if self.post_process is not None:
             reference, outputs = self._processed(reference), self._processed(outputs)
-        weights = self._normalised(reference)
         total = torch.zeros(k, n, dtype=torch.float64)
-        for name, weight in weights.items():
-            ref = reference[name].reshape(n, -1)
-            out = outputs[name].reshape(k * n, -1)
-            if ref.shape[1] != out.shape[1]:
+        for name, weight in self.normalised(reference).items():
+            ref, out = reference[name], outputs[name]
+            if ref[0].numel() != out[0].numel():
                 raise DataError(
                     f"output {name}",
-                    expected=f"the same number of elements as in the float network ({ref.shape[1]})",
-                    found=str(out.shape[1]),
+                    expected=f"the same number of elements as in the float network ({ref[0].numel()})",
+                    found=str(out[0].numel()),
                     remedy="Score outputs of a fixed size (boxes before suppression, not after).",
                 )
-            ref = ref.repeat(k, 1)
-            total += weight * cosine(ref, out).reshape(k, n).cpu()
-        return (1 + total) / 2 if self.half else total
+            total += weight * self._of(loss, name).measure(ref, out).cpu()
+        return total
 
-    def _normalised(self, reference: Mapping[str, Tensor]) -> dict[str, float]:
+    def normalised(self, reference: Iterable[str]) -> dict[str, float]:
+        """The weights of the outputs *reference*, sum 1. *raises* `UnknownName`, `DataError`."""
+        reference = list(reference)
         unknown = [w for w in self.weights if w not in reference]
         if unknown:
             raise UnknownName("--output-weights", kind="output", name=unknown[0], known=reference)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, ClassVar, Protocol
+
+import numpy as np
 
 from bitwright.calibrate.statistics import ValueStatistics
 from bitwright.errors import NumericsError
@@ -14,7 +16,7 @@ from bitwright.numerics.spec import QuantSpec
 from bitwright.registry import Registry
 
 # Without it, `import *` would replace the built-in `max` by the file of that name.
-__all__ = ["METHODS", "Method", "method_name", "parse_method"]
+__all__ = ["METHODS", "Method", "Scaled", "method_name", "parse_method"]
 
 
 class Method(Protocol):
@@ -34,14 +36,34 @@ class Method(Protocol):
 
 METHODS: Registry[type[Method]] = Registry("threshold method")
 
+
+@dataclass(frozen=True)
+class Scaled:
+    """The range of *method* times *factor* (> 0), within the exact extremes: what a joint search of thresholds tries."""
+
+    method: Method
+    factor: float
+
+    def range(self, statistics: ValueStatistics, spec: QuantSpec) -> tuple[float, float]:
+        low, high = self.method.range(statistics, spec)
+        lowest, highest = np.clip([statistics.lo, statistics.hi], [-np.inf, 0.0], [0.0, np.inf])
+        if spec.symmetric:
+            lowest, highest = np.array([-1.0, 1.0]) * np.maximum(-lowest, highest)
+        return float(np.maximum(low * self.factor, lowest)), float(np.minimum(high * self.factor, highest))
+
+
+_FACTOR = re.compile(r"(.+?)\s*\*\s*([0-9.]+)")
 _SPELLING = re.compile(r"\s*([a-z_]+?)\s*(?:\(\s*([^()]*?)\s*\)|(\d{2,}))?\s*")
 
 
 def parse_method(text: str) -> Method:
-    """The method spelled *text*: `kl`, `percentile(99.9)`, `aciq(gauss)`; `percentile9999` means percentile(99.99).
+    """The method spelled *text*: `kl`, `percentile(99.9)`, `aciq(gauss)`, `kl*0.9`; `percentile9999` means percentile(99.99).
 
     *raises* `UnknownName` for an unknown method, `NumericsError` for a parameter that it does not take.
     """
+    scaled = _FACTOR.fullmatch(text.strip())
+    if scaled:
+        return Scaled(parse_method(scaled[1]), _factor(text, scaled[2]))
     match = _SPELLING.fullmatch(text)
     name, argument, digits = match.groups() if match else (text, None, None)
     method = METHODS.get(name, where="threshold method")
@@ -62,8 +84,25 @@ def parse_method(text: str) -> Method:
         ) from error
 
 
+def _factor(text: str, number: str) -> float:
+    try:
+        factor = float(number)
+    except ValueError:
+        factor = 0.0
+    if factor <= 0:
+        raise NumericsError(
+            f"threshold method {text!r}",
+            expected="a factor above 0 behind the *",
+            found=repr(number),
+            remedy="Example: kl*0.9.",
+        )
+    return factor
+
+
 def method_name(method: Method) -> str:
     """How *method* is spelled: the inverse of `parse_method`."""
+    if isinstance(method, Scaled):
+        return f"{method_name(method.method)}*{method.factor:g}"
     name = next(name for name in METHODS if METHODS.find(name) is type(method))
     return name + "".join(f"({getattr(method, parameter.name)})" for parameter in fields(method))
 

@@ -1,0 +1,135 @@
+"""Thresholds and precisions as a part of jobs: proposed by the sketch, kept if a true run agrees."""
+
+from __future__ import annotations
+
+import math
+
+from bitwright.errors import DataError
+from bitwright.flow.bench import Bench
+from bitwright.flow.progress import Watcher
+from bitwright.flow.ranking import Ranking, open_runner
+from bitwright.flow.result import Chosen, Stage
+from bitwright.flow.settings import Settings
+from bitwright.graph.replay import Reads
+from bitwright.plan.assign import allowed_precisions
+from bitwright.plan.cost import measure_costs
+from bitwright.plan.plan import Plan
+from bitwright.plan.target import Precision
+from bitwright.search.choose import Tried, float_until, unchanged
+from bitwright.search.compare_plans import compare_plans
+from bitwright.search.error_sketch import ErrorSketch
+from bitwright.search.joint_precision import Goal, JointPrecision, RunMany
+from bitwright.search.sensitivity import best_methods
+from bitwright.search.thresholds import joint_thresholds
+
+
+def nothing_to_choose(plan: Plan, int8: Stage) -> Chosen:
+    """int8 meets the target already."""
+    return Chosen(int8, False, unchanged(plan, int8.cosine), True)
+
+
+def choose_thresholds(
+    bench: Bench, ranking: Ranking, int8: Stage, settings: Settings, watcher: Watcher
+) -> tuple[Stage, bool]:
+    """Thresholds of all values: each by its group's best method, and jointly by the sketch. True runs choose among them, and none is
+    kept (False) if the network got worse by all."""
+    solve = bench.solver.solve
+    plans = [solve(bench.plan.with_methods(best_methods(bench.graph, bench.plan, ranking.rows)))]
+    if ranking.sketch is not None:
+        watcher.stage("choosing thresholds")
+        plans += joint_thresholds(ranking.sketch, bench.plan, solve, settings.methods)
+    stages = [Stage(plan, bench.evaluator.evaluate(plan)) for plan in plans]
+    best = max(stages, key=lambda s: s.cosine)
+    return (best, True) if best.cosine >= int8.cosine else (int8, False)
+
+
+def choose_precisions(
+    bench: Bench,
+    ranking: Ranking,
+    tuned: Stage,
+    settings: Settings,
+    watcher: Watcher,
+    *,
+    usual_limit: int,
+    target: float | None,
+    verify_all: bool = False,
+) -> Chosen:
+    """The cheapest mixed plan that reaches *target* (None: the best within the budget), beginning with *tuned*. *usual_limit*: groups
+    that may become float where the settings name no limit."""
+    assert tuned.plan is not None
+    if target is not None and tuned.cosine >= target and not verify_all:
+        return Chosen(tuned, True, unchanged(tuned.plan, tuned.cosine), True)
+    watcher.stage("choosing precisions")
+
+    def tell(tried: Tried) -> None:
+        changed = ", ".join(tried.groups)
+        watcher.advance(1, f"{tried.similarity:.6f} with {len(tried.groups)} changed: {changed:.60}")
+
+    if ranking.sketch is None:
+        limit = usual_limit if settings.max_float_ops is None else settings.max_float_ops
+        choice = float_until(
+            bench.evaluator,
+            tuned.plan,
+            ranking.rows,
+            bench.solver.solve,
+            target=math.inf if target is None else target,
+            limit=limit,
+            progress=lambda group, cosine: watcher.advance(1, f"{group}: {cosine:.6f}"),
+        )
+        return Chosen(tuned, True, choice, target is None or choice.similarity >= target)
+    costs = measure_costs(bench.graph, tuned.plan, bench.target, settings.cost)
+    search = JointPrecision(
+        bench.evaluator,
+        tuned.plan,
+        bench.solver.solve,
+        precision_options(bench, tuned.plan, settings),
+        costs,
+        start=tuned.cosine,
+        apart=ranking.apart,
+        run_many=_run_many(bench, settings),
+        on_true_run=tell,
+    )
+    found = search.search(
+        ranking.sketch,
+        Goal(target, cost_limit(settings, usual_limit)),
+        around=lambda reads: _sketch_around(bench, reads, settings),
+        verify_all=verify_all,
+    )
+    return Chosen(tuned, True, found.choice, target is None or found.reached, found.parted, costs)
+
+
+def _run_many(bench: Bench, settings: Settings) -> RunMany | None:
+    runner = open_runner(settings)
+    return None if runner is None else lambda plans: compare_plans(bench.evaluator, plans, runner)
+
+
+def _sketch_around(bench: Bench, reads: Reads, settings: Settings) -> ErrorSketch:
+    return ErrorSketch(bench.evaluator, probes=settings.probes, seed=settings.seed, base=reads)
+
+
+def precision_options(bench: Bench, plan: Plan, settings: Settings) -> dict[str, list[Precision]]:
+    """Group -> the precisions that the target allows it, of those that the settings ask for; its present one is always among them."""
+    found: dict[str, list[Precision]] = {}
+    for group in plan.groups:
+        present = plan.precision(group)
+        if present == "float":
+            continue
+        allowed = allowed_precisions(bench.graph, plan, bench.target, group)
+        found[group] = [p for p in allowed if p in settings.precisions or p == present]
+    return found
+
+
+def cost_limit(settings: Settings, usual: int) -> float:
+    """The greatest cost of a plan. *raises* `DataError` if two limits are given."""
+    if settings.budget is not None and settings.max_float_ops is not None:
+        raise DataError(
+            "--budget and --max-float-ops",
+            expected="one limit",
+            found="both",
+            remedy="--max-float-ops N is --budget ops=N.",
+        )
+    if settings.budget is not None:
+        return settings.budget
+    if settings.max_float_ops is not None and settings.cost == "ops":
+        return float(settings.max_float_ops)
+    return float(usual) if settings.cost == "ops" else math.inf

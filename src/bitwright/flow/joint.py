@@ -1,0 +1,265 @@
+"""`search --mode joint`: thresholds and precisions of the whole network, as an optimisation with a cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bitwright.errors import DataError
+from bitwright.files import write_text
+from bitwright.flow.bench import Bench, open_bench
+from bitwright.flow.choosing import choose_precisions, choose_thresholds
+from bitwright.flow.metrics import measure_plans
+from bitwright.flow.outputs import (
+    check_writable,
+    ops_json,
+    sensitivity_table,
+    tried_table,
+    versions,
+    write_json,
+    write_search,
+)
+from bitwright.flow.progress import Silence, Watcher
+from bitwright.flow.ranking import Ranking, open_sketch, rank, state_path
+from bitwright.flow.result import Chosen, Stage
+from bitwright.flow.settings import Settings
+from bitwright.graph.graph import Graph
+from bitwright.plan.plan import Plan
+from bitwright.report.page import Page, Section, write_page
+from bitwright.report.plots import Curve
+from bitwright.search.choose import Choice, Tried
+from bitwright.search.interactions import Explanation, explain
+from bitwright.search.sensitivity import Sensitivity
+from bitwright.table import Column, Table
+
+#: Interactions that are written down.
+PAIRS = 40
+
+
+@dataclass(frozen=True)
+class JointSearch:
+    """*int8*: the base network; *metrics*: a user's metric by plan (`float`, `int8`, then the number of the plan tried), if asked for.
+    *target*: the similarity asked for, None for the best within the budget.
+    """
+
+    bench: Bench
+    int8: Stage
+    ranking: Ranking
+    chosen: Chosen
+    target: float | None
+    explanation: Explanation | None
+    metrics: Mapping[str, float]
+
+    @property
+    def choice(self) -> Choice:
+        """The chosen plan, and what else was run."""
+        return self.chosen.choice
+
+    @property
+    def rows(self) -> tuple[Sensitivity, ...]:
+        """The ranking of the operators."""
+        return self.ranking.rows
+
+
+def run_joint(
+    model: str | Path | nn.Module | Graph,
+    data: object,
+    *,
+    output: str | Path,
+    settings: Settings | None = None,
+    best_in_budget: bool = False,
+    explained: bool = False,
+    min_metric: float | None = None,
+    watcher: Watcher | None = None,
+    example_inputs: Any = None,
+) -> JointSearch:
+    """The cheapest plan that reaches the target similarity, or (*best_in_budget*) the most similar one within the budget; all plans
+    of the front are run.
+
+    *explained*: also which operators amplify or cancel each other. *min_metric*: with a metric in the settings, choose the cheapest
+    plan whose metric is at least this instead. Writes `pareto.csv`, `interactions.csv`, `report.html` and the files of a
+    sensitivity search to *output*.
+    """
+    settings, watcher = settings or Settings(), watcher or Silence()
+    if min_metric is not None and settings.evaluate is None:
+        raise DataError(
+            "--min-metric", expected="a metric", found="none", remedy="Give --evaluate file.py:function."
+        )
+    folder = check_writable(Path(output))
+    bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
+    watcher.stage("comparing int8 with float")
+    int8 = Stage(bench.plan, bench.evaluator.evaluate(bench.plan))
+    ranking = rank(bench, settings, folder, watcher)
+    tuned, kept = choose_thresholds(bench, ranking, int8, settings, watcher)
+    target = None if best_in_budget else settings.expected_cos
+    chosen = choose_precisions(
+        bench,
+        ranking,
+        tuned,
+        settings,
+        watcher,
+        usual_limit=len(bench.plan.groups),
+        target=target,
+        verify_all=True,
+    )
+    chosen = replace(chosen, kept=kept)
+    metrics = _metrics(bench, int8, chosen.choice, settings, folder, watcher)
+    if min_metric is not None:
+        chosen = _by_metric(chosen, metrics, min_metric)
+    explanation = _explanation(bench, ranking, settings, folder, watcher) if explained else None
+    result = JointSearch(bench, int8, ranking, chosen, target, explanation, metrics)
+    _write(folder, result)
+    for search in ("sensitivity", "metric"):
+        state_path(settings, folder, search).unlink(missing_ok=True)
+    return result
+
+
+def _explanation(
+    bench: Bench, ranking: Ranking, settings: Settings, folder: Path, watcher: Watcher
+) -> Explanation | None:
+    sketch = ranking.sketch or open_sketch(bench, settings, folder, watcher)
+    if sketch is None:
+        return None
+    watcher.stage("explaining interactions")
+    return explain(sketch, bench.plan, most=PAIRS)
+
+
+# --- a user's metric -------------------------------------------------------------------------------------------
+
+
+def _metrics(
+    bench: Bench, int8: Stage, choice: Choice, settings: Settings, folder: Path, watcher: Watcher
+) -> dict[str, float]:
+    if settings.evaluate is None:
+        return {}
+    plans: dict[str, Plan | None] = {"float": None, "int8": int8.plan}
+    plans |= {str(i): t.plan for i, t in enumerate(choice.tried)}
+    return measure_plans(bench, plans, settings, folder, watcher)
+
+
+def _by_metric(chosen: Chosen, metrics: Mapping[str, float], least: float) -> Chosen:
+    """The cheapest plan whose metric is at least *least*, else the one with the best metric."""
+    tried = list(enumerate(chosen.choice.tried))
+    enough = [(i, t) for i, t in tried if metrics[str(i)] >= least]
+    _, best = (
+        min(enough, key=lambda e: e[1].cost or 0.0)
+        if enough
+        else max(tried, key=lambda e: metrics[str(e[0])])
+    )
+    choice = Choice(best.plan, best.similarity, best.groups, chosen.choice.tried)
+    return replace(chosen, choice=choice, reached=bool(enough))
+
+
+# --- what is written -------------------------------------------------------------------------------------------
+
+
+def pareto_table(result: JointSearch) -> Table:
+    """The plans of the front: cost, predicted and measured cosine, the metric if there is one."""
+    table = tried_table(result.choice)
+    if not result.metrics:
+        return replace(table, title="Pareto front")
+    columns = (*table.columns[:-2], Column("metric", "metric", "", 4), *table.columns[-2:])
+    rows = tuple({**row, "metric": result.metrics[str(i)]} for i, row in enumerate(table.rows))
+    return Table("Pareto front", columns, rows)
+
+
+def interaction_table(explanation: Explanation) -> Table:
+    """The pairs of operators whose errors add up or cancel most."""
+    columns = (
+        Column("first", "operator"),
+        Column("second", "operator"),
+        Column("effect", "interaction", "loss", 6),
+        Column("error", "± standard error", "", 6),
+        Column("correlation", "correlation", "", 3),
+        Column("loss_first", "loss of the first", "", 6),
+        Column("loss_second", "loss of the second", "", 6),
+        Column("together", "loss of both", "", 6),
+        Column("says", "they"),
+    )
+    rows = tuple(
+        {
+            "first": p.first,
+            "second": p.second,
+            "effect": p.effect,
+            "error": p.error,
+            "correlation": p.correlation,
+            "loss_first": p.alone[0],
+            "loss_second": p.alone[1],
+            "together": p.together,
+            "says": _says(p.effect, p.error),
+        }
+        for p in explanation.pairs
+    )
+    title = (
+        f"Interactions at int8: parts {sum(explanation.parts.values()):.6f}, "
+        f"interactions {explanation.interaction:+.6f}, together {explanation.total:.6f}"
+    )
+    return Table(title, columns, rows)
+
+
+def _says(effect: float, error: float) -> str:
+    if abs(effect) < 2 * error:
+        return "uncertain"
+    return "amplify" if effect > 0 else "cancel"
+
+
+def _write(folder: Path, result: JointSearch) -> None:
+    bench, pareto = result.bench, pareto_table(result)
+    write_search(folder, bench, result.rows, result.choice, result.int8.cosine)
+    write_text(folder / "pareto.csv", pareto.to_csv())
+    metric_names = ("predicted", "cosine")
+    curve = Curve("cost", metric_names, mark=("chosen", "yes"), level=result.target)
+    unit = "" if result.chosen.costs is None else f"Cost: {result.chosen.costs.unit}."
+    sections = [
+        Section(pareto, curve=curve, note=unit),
+        Section(sensitivity_table(result.rows, result.choice.float_groups), bar=("name", "loss")),
+    ]
+    if result.explanation is not None:
+        interactions = interaction_table(result.explanation)
+        write_text(folder / "interactions.csv", interactions.to_csv())
+        sections.append(Section(interactions))
+    subtitle = f"target {bench.target.name} · {bench.inference_samples} samples"
+    write_page(
+        folder / "report.html", Page(f"Bitwright: {bench.name}, mixed precision", subtitle, tuple(sections))
+    )
+    write_json(folder / "plan.json", result.choice.plan.to_json())
+    write_json(folder / "summary.json", joint_summary(result))
+
+
+def joint_summary(result: JointSearch) -> dict[str, Any]:
+    """The contents of summary.json."""
+    bench, chosen = result.bench, result.chosen
+    return {
+        "model": bench.name,
+        "target": bench.target.name,
+        "images": {"calibration": bench.calibration_samples, "inference": bench.inference_samples},
+        "float": {"cosine": 1.0},
+        "int8": {"cosine": result.int8.cosine},
+        "tuned": {"cosine": chosen.tuned.cosine},
+        "mixed": {"cosine": result.choice.similarity},
+        "expected_cos": result.target,
+        "reached": chosen.reached,
+        "cost": None if chosen.costs is None else chosen.costs.metric,
+        "linearised_again_at_factors": list(chosen.parted),
+        "pareto": [_tried_json(t) for t in result.choice.tried],
+        "metrics": dict(result.metrics),
+        "ops": ops_json(result.rows, result.choice.plan),
+        "float_ops": result.choice.float_groups,
+        "precisions": dict(result.choice.groups),
+        "not_granted": bench.plan.refusals,
+        "forward_passes": round(bench.evaluator.effort.forward_passes, 2),
+        "versions": versions(),
+    }
+
+
+def _tried_json(tried: Tried) -> dict[str, Any]:
+    return {
+        "cost": tried.cost,
+        "predicted": tried.predicted,
+        "cosine": tried.similarity,
+        "groups": dict(tried.groups),
+    }

@@ -1,0 +1,309 @@
+"""The error sketch: what every quantized read does to the outputs, alone and in any combination (docs/error-sketch.md).
+
+A *unit* of error is one read (value, operator) under some parameters. For each image and random probe `v` of an output, one
+backward pass gives the gradient of `<v, output>` at every read at once; its inner product with a unit's local error is
+`c[unit, probe, image]`. The loss of a plan is then the mean over probes of the square of the sum of its units' `c`, halved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitwright.errors import DataError
+from bitwright.graph.graph import OUTPUT, Graph
+from bitwright.graph.replay import Reads
+from bitwright.graph.tape import Tape
+from bitwright.numerics.spec import QParams
+from bitwright.search.evaluator import Evaluator, samples_first
+from bitwright.search.local_errors import LocalErrors
+from bitwright.search.probes import draw_probes
+from bitwright.search.sketch_file import Pass, SketchFile, Unit
+
+#: Probes of each output unless told otherwise.
+PROBES = 4
+#: Activations, local errors and gradients of one chunk of samples may take this much memory.
+SKETCH_BYTES = 192 * 2**20
+#: Larger chunks bring no speed.
+SKETCH_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """*loss*: predicted mean loss over the images; *error*: its standard error, from the probes alone."""
+
+    loss: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Block:
+    """The probes of one output: rows *start* to *stop* of every `c`; *directions*: that an error of it can have."""
+
+    output: str
+    weight: float
+    start: int
+    stop: int
+    directions: int
+
+    @property
+    def probes(self) -> int:
+        """How many probes."""
+        return self.stop - self.start
+
+
+class ErrorSketch:
+    """`c[unit, probe, image]` of the units asked for, on the samples of *evaluator*.
+
+    *probes*: K, for each output; more than an output has elements have no use and are not drawn. *base*: the reads around which
+    the network is linearised (none: the float network). Probes are drawn from *seed* and the image's number, the same for all
+    units. Memory is bounded by chunks of images. *file*: holds passes made before, and receives those made now.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        *,
+        probes: int = PROBES,
+        seed: int = 0,
+        base: Reads | None = None,
+        file: SketchFile | None = None,
+    ) -> None:
+        if probes < 1:
+            raise DataError(
+                "--probes", expected="at least 1", found=str(probes), remedy="4 serve most networks."
+            )
+        self.evaluator, self.seed = evaluator, seed
+        self.base: Reads = effective_reads(evaluator.graph, base or {})
+        self.blocks = _blocks(evaluator, probes)
+        self.rows = self.blocks[-1].stop
+        #: Unit -> `[rows, images]` float64.
+        self.c: dict[Unit, Tensor] = {}
+        #: Units whose effect no gradient tells, and why.
+        self.unreachable: dict[Unit, str] = {}
+        self.images = 0
+        #: How far the base is from the float network already: `[rows, images]`, and its loss `[images]`.
+        self.offset = torch.zeros(self.rows, 0, dtype=torch.float64)
+        self.base_losses = torch.zeros(0, dtype=torch.float64)
+        self.file = file
+        for units, found in file.whole() if file else ():
+            self._take(units, found)
+
+    # --- measuring -------------------------------------------------------------------------------------------
+
+    def units_of(self, reads: Reads) -> list[Unit]:
+        """The units in which *reads* differ from the base."""
+        effective = effective_reads(self.evaluator.graph, reads)
+        changed = [key for key in {**self.base, **effective} if effective.get(key) != self.base.get(key)]
+        return [Unit(*key, effective.get(key)) for key in changed]
+
+    def missing(self, plans: Iterable[Reads]) -> list[Unit]:
+        """The units of *plans* that were not measured yet."""
+        wanted = dict.fromkeys(u for reads in plans for u in self.units_of(reads))
+        return [u for u in wanted if u not in self.c and u not in self.unreachable]
+
+    def measure(self, units: Sequence[Unit], *, progress: Callable[[int, int], None] | None = None) -> None:
+        """Measure *units* in one pass over the images: one forward and K backward passes, and the local errors."""
+        if not units and self.images:
+            return
+        found = (self.file and self.file.begun(units)) or Pass()
+        held, done = found.images, 0
+        try:
+            for inputs in self.evaluator.batches(self.chunk_samples(units)):
+                count = self.evaluator.samples(inputs)
+                if done >= held:
+                    self._add_chunk(found, inputs, units, first_image=done)
+                done += count
+                if progress:
+                    progress(done, count)
+        except BaseException:
+            if self.file and found.images:
+                self.file.put(units, found, whole=False)
+            raise
+        if not done:
+            raise DataError("data", expected="at least one sample", found="none", remedy="Check --data.")
+        if self.file:
+            self.file.put(units, found, whole=True)
+        self._take(units, found)
+
+    def _add_chunk(
+        self, found: Pass, inputs: Mapping[str, Tensor], units: Sequence[Unit], *, first_image: int
+    ) -> None:
+        chunk = _Chunk(self, inputs, units, first_image=first_image)
+        found.c.append(chunk.c)
+        found.reached.append(chunk.reached)
+        found.offset.append(chunk.offset)
+        found.losses.append(chunk.losses)
+        self.evaluator.count(inputs, 1.0)
+
+    def _take(self, units: Sequence[Unit], found: Pass) -> None:
+        self.images = found.images
+        self.offset, self.base_losses = torch.cat(found.offset, 1), torch.cat(found.losses)
+        reached = torch.stack(found.reached).any(0).tolist()
+        for unit, c, there in zip(units, torch.cat(found.c, 2), reached, strict=True):
+            self._keep(unit, c, there)
+
+    def _keep(self, unit: Unit, c: Tensor, reached: bool) -> None:
+        if not reached:
+            self.unreachable[unit] = "no gradient leads from it to an output that is scored"
+        elif not bool(torch.isfinite(c).all()):
+            self.unreachable[unit] = "its gradient is not finite"
+        elif not bool(c.any()):
+            self.unreachable[unit] = "its gradient is zero for every sample and probe"
+        else:
+            self.c[unit] = c
+
+    def chunk_samples(self, units: Sequence[Unit]) -> int:
+        """Samples in one chunk: one, unless the network keeps them apart."""
+        graph = self.evaluator.graph
+        if not graph.info.dynamic_batch or not _apart(self.evaluator):
+            return 1
+        sizes = {n: _size(graph, n) for n, v in graph.values.items() if not v.is_constant}
+        total = 3 * sum(sizes.values()) + sum(_unit_size(graph, sizes, u) for u in units)
+        per_sample = max(1, 4 * total // max(1, graph.info.example_batch))
+        return max(1, min(SKETCH_SAMPLES, SKETCH_BYTES // per_sample))
+
+    # --- predicting ------------------------------------------------------------------------------------------
+
+    def vector(self, reads: Reads) -> Tensor:
+        """Sum of the units' `c` of *reads*, unreachable ones left out: `[rows, images]`. *raises* `KeyError` for one not
+        measured."""
+        total = torch.zeros(self.rows, self.images, dtype=torch.float64)
+        for unit in self.units_of(reads):
+            if unit not in self.unreachable:
+                total += self.c[unit]
+        return total
+
+    def predict(self, reads: Reads) -> Prediction:
+        """The loss of a plan's *reads*, without a forward pass."""
+        return self.loss_of(self.vector(reads))
+
+    def loss_of(self, change: Tensor) -> Prediction:
+        """The loss of a sum of `c`, `[rows, images]`: half the weighted mean square, beside a base plus its own loss."""
+        loss = variance = 0.0
+        for block in self.blocks:
+            rows = slice(block.start, block.stop)
+            if self.base:
+                term = 0.5 * ((self.offset[rows] + change[rows]) ** 2 - self.offset[rows] ** 2)
+            else:
+                term = 0.5 * change[rows] ** 2
+            loss += block.weight * float(term.mean(0).mean())
+            variance += block.weight**2 * _probe_variance(term, block.directions)
+        loss += float(self.base_losses.mean()) if self.base else 0.0
+        return Prediction(max(0.0, loss), variance**0.5)
+
+    @property
+    def row_weights(self) -> Tensor:
+        """`[rows]`: a loss is the sum over rows of these times the mean square over images."""
+        parts = [torch.full((b.probes,), 0.5 * b.weight / b.probes, dtype=torch.float64) for b in self.blocks]
+        return torch.cat(parts)
+
+
+class _Chunk:
+    """The `c` of all *units* on one chunk of images: `[units, rows, n]` float64. *reached*: units that a gradient came to."""
+
+    def __init__(
+        self, sketch: ErrorSketch, inputs: Mapping[str, Tensor], units: Sequence[Unit], *, first_image: int
+    ) -> None:
+        evaluator = sketch.evaluator
+        n = evaluator.samples(inputs)
+        tape = Tape(evaluator.replay, inputs, sketch.base)
+        outputs = {o: tape.seen[(o, OUTPUT)] for o in evaluator.outputs}
+        found = {o: samples_first(evaluator.graph, o, y.detach(), n) for o, y in outputs.items()}
+        reference = found
+        if sketch.base:
+            reference = evaluator.scored(evaluator.replay.run(inputs), n)
+            evaluator.count(inputs, 1.0)
+        self.c = torch.zeros(len(units), sketch.rows, n, dtype=torch.float64)
+        self.reached = torch.zeros(len(units), dtype=torch.bool)
+        self.offset = torch.zeros(sketch.rows, n, dtype=torch.float64)
+        self.losses = evaluator.similarity.losses(reference, found)[0]
+        self._row = 0
+        errors = LocalErrors(evaluator, tape, sketch.base, units, n)
+        for tap, group in errors.groups:
+            tape.watch(tap, lambda g, group=group: self._receive(group.places, group.dot(g)))  # type: ignore[misc]
+        for block in sketch.blocks:
+            y, ref = outputs[block.output], reference[block.output]
+            loss = evaluator.similarity.loss_of(block.output)
+            probes = draw_probes(ref, block.probes, sketch.seed, first_image)
+            for k, z in enumerate(probes):
+                self._row = block.start + k
+                v = loss.factor(ref, z) * evaluator.similarity.loss_scale**0.5
+                moved = ((found[block.output] - ref) * v).flatten(1).sum(1) if sketch.base else None
+                if moved is not None:
+                    self.offset[self._row] = moved.double().cpu()
+                tape.pull(block.output, _back(evaluator.graph, block.output, y, v, n))
+
+    def _receive(self, places: Tensor, values: Tensor) -> None:
+        self.c[places, self._row] += values.cpu().double()
+        self.reached[places] = True
+
+
+def effective_reads(graph: Graph, reads: Reads) -> dict[tuple[str, str], QParams]:
+    """*reads* without those that change nothing: what an operator passes through as codes is on its grid already."""
+    kept: dict[tuple[str, str], QParams] = {}
+    for (name, reader), q in reads.items():
+        producer = graph.value(name).producer
+        if producer is not None and graph.op(producer).passthrough:
+            source = graph.op_inputs(producer)[0]
+            if source is not None and reads.get((source, producer)) == q:
+                continue
+        kept[(name, reader)] = q
+    return kept
+
+
+def _blocks(evaluator: Evaluator, probes: int) -> tuple[Block, ...]:
+    weights = evaluator.similarity.normalised(evaluator.outputs)
+    blocks, start = [], 0
+    first = next(iter(evaluator.pairs()))[1]
+    for output, weight in weights.items():
+        directions = max(1, first[output][0].numel())
+        count = min(probes, directions)
+        blocks.append(Block(output, weight, start, start + count, directions))
+        start += count
+    return tuple(blocks)
+
+
+def _probe_variance(terms: Tensor, directions: int) -> float:
+    """Variance of the mean over probes and images of *terms* `[probes, images]`, by the draw of probes alone.
+
+    With one probe it is that of a normal error: var(c^2) = 2/3 E[c^4]. Probes are orthogonal, which leaves the share of
+    directions that were not drawn (sampling without replacement).
+    """
+    count, images = terms.shape
+    if count > 1:
+        spread = terms.var(0)
+    else:
+        spread = terms[0] ** 2 * 2 / 3
+    return float(spread.sum()) / count / images**2 * (1 - count / max(directions, count))
+
+
+def _apart(evaluator: Evaluator) -> bool:
+    """Whether each sample of a chunk has numbers of its own, in order, everywhere."""
+    graph = evaluator.graph
+    axisless = any(
+        v.info.is_float and not v.is_constant and v.info.batch_axis is None for v in graph.values.values()
+    )
+    return not (axisless or evaluator.stacking.mixing or evaluator.stacking.interleaved)
+
+
+def _size(graph: Graph, name: str) -> int:
+    return int(np.prod(graph.value(name).info.shape or (1,)))
+
+
+def _unit_size(graph: Graph, sizes: Mapping[str, int], unit: Unit) -> int:
+    if unit.value in sizes:
+        return sizes[unit.value]
+    return sum(sizes.get(o, 0) for o in graph.op(unit.reader).outputs)
+
+
+def _back(graph: Graph, name: str, y: Tensor, v: Tensor, n: int) -> Tensor:
+    """*v*, which lies as the scored output does, laid out as *y*, the output itself."""
+    with torch.enable_grad():
+        leaf = torch.zeros_like(y, requires_grad=True)
+        (found,) = torch.autograd.grad(samples_first(graph, name, leaf, n), leaf, v.to(y.dtype))
+    return found

@@ -1,0 +1,188 @@
+"""The cheapest plan for a similarity, or the most similar one for a cost: proposed by the sketch, decided by true runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bitwright.graph.replay import Reads
+from bitwright.plan.cost import Costs
+from bitwright.plan.plan import Plan
+from bitwright.plan.reads import quantized_reads
+from bitwright.plan.target import Precision
+from bitwright.search.choose import Choice, Tried
+from bitwright.search.error_sketch import ErrorSketch
+from bitwright.search.evaluator import Evaluator
+from bitwright.search.optimize import Optimizer, Point
+from bitwright.search.plan_model import PlanModel
+
+#: Prediction and truth that differ by more than this factor have parted: the network is linearised anew, around the plan.
+PARTED = 1.5
+#: The front is drawn on until its predicted loss is this share of the allowed one: predictions may be too low.
+_BEYOND = 0.3
+#: Below this loss a factor says nothing.
+_NEGLIGIBLE = 1e-5
+
+#: Guesses from predictions before the search for the first sufficient plan halves instead.
+_GUESSES = 4
+
+#: A sketch around the plan with the given reads.
+SketchAround = Callable[[Reads], ErrorSketch]
+#: True similarities of plans by name, all at once.
+RunMany = Callable[[Mapping[str, Plan]], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """*target*: the similarity asked for, None for the best within *limit*, the greatest cost."""
+
+    target: float | None
+    limit: float
+
+
+@dataclass(frozen=True)
+class JointResult:
+    """*reached*: whether the chosen plan meets the goal's target. *parted*: how far truth and prediction were apart (a factor)
+    before each new linearisation."""
+
+    choice: Choice
+    reached: bool
+    parted: tuple[float, ...]
+
+
+class JointPrecision:
+    """One search: a base *plan* (solved), the precisions that each group may have, what they cost."""
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        plan: Plan,
+        solve: Callable[[Plan], Plan],
+        options: Mapping[str, Sequence[Precision]],
+        costs: Costs,
+        *,
+        start: float | None = None,
+        apart: Mapping[str, float] | None = None,
+        run_many: RunMany | None = None,
+        on_true_run: Callable[[Tried], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.evaluator, self.plan, self.solve = evaluator, plan, solve
+        self.options, self.costs, self._added = options, costs, apart
+        self._run_many = run_many
+        self._on_true_run, self._progress = on_true_run, progress
+        self._base = {g: plan.precision(g) for g in plan.groups}
+        self._true: dict[frozenset[tuple[str, Precision]], Tried] = {}
+        if start is not None:
+            self._true[frozenset()] = Tried(plan, {}, start, cost=costs.total(self._base))
+
+    def search(
+        self,
+        sketch: ErrorSketch,
+        goal: Goal,
+        *,
+        around: SketchAround | None = None,
+        rounds: int = 1,
+        verify_all: bool = False,
+    ) -> JointResult:
+        """Draw the front, verify where the target is met; where truth and prediction part, linearise around that plan with
+        *around* and draw it again, at most *rounds* times. *verify_all*: run every plan of the front (for a Pareto front).
+        """
+        parted: list[float] = []
+        for attempt in range(rounds + 1):
+            points = self._front(sketch, goal)
+            at = self._decide(points, goal)
+            factor = self._factor(points[at])
+            if factor <= PARTED or around is None or attempt == rounds:
+                break
+            parted.append(factor)
+            sketch = around(quantized_reads(self.evaluator.graph, self._run(points[at]).plan))
+        if verify_all:
+            self._run_all(points)
+        return self._result(goal, tuple(parted))
+
+    def _front(self, sketch: ErrorSketch, goal: Goal) -> list[Point]:
+        model = PlanModel(
+            sketch, self.plan, self.solve, self.options, apart=self._added, progress=self._progress
+        )
+        enough = 0.0 if goal.target is None else _BEYOND * (1 - goal.target)
+        return Optimizer(model, self.costs).front(limit=goal.limit, enough=enough)
+
+    def _decide(self, points: Sequence[Point], goal: Goal) -> int:
+        """The first point that truly meets the target, by bisection from the predicted one; else the last."""
+        if goal.target is None:
+            self._run(points[-1])
+            return len(points) - 1
+        allowed, scale = 1 - goal.target, 1.0
+        low, high = 0, len(points)  # the answer lies in low..high; high: the first that is known to do
+        for step in range(2 * len(points)):
+            if low >= high:
+                break
+            guess = next((i for i in range(low, high) if points[i].predicted * scale <= allowed), high - 1)
+            at = guess if step < _GUESSES else (low + high) // 2
+            found = self._run(points[at]).similarity
+            if found >= goal.target:
+                high = at
+            else:
+                low = at + 1
+            scale = (1 - found) / max(points[at].predicted, _NEGLIGIBLE)
+        return min(high, len(points) - 1)
+
+    def _changed(self, point: Point) -> dict[str, Precision]:
+        return {g: p for g, p in point.precisions.items() if p != self._base[g]}
+
+    def _key(self, point: Point) -> frozenset[tuple[str, Precision]]:
+        return frozenset(self._changed(point).items())
+
+    def _run(self, point: Point) -> Tried:
+        """The plan of *point*, solved and run."""
+        key = self._key(point)
+        if key not in self._true:
+            plan = self._solved(point)
+            self._record(point, plan, self.evaluator.evaluate(plan))
+        return self._true[key]
+
+    def _run_all(self, points: Sequence[Point]) -> None:
+        missing = {self._key(p): p for p in points if self._key(p) not in self._true}
+        plans = {str(i): self._solved(p) for i, p in enumerate(missing.values())}
+        if self._run_many is None:
+            for point in missing.values():
+                self._run(point)
+            return
+        found = self._run_many(plans)
+        for i, point in enumerate(missing.values()):
+            self._record(point, plans[str(i)], found[str(i)])
+
+    def _solved(self, point: Point) -> Plan:
+        plan, changed = self.plan, self._changed(point)
+        for precision in dict.fromkeys(changed.values()):
+            groups = [g for g, p in changed.items() if p == precision]
+            plan = plan.with_precision(groups, precision, _why(precision, point.predicted))
+        return self.solve(plan)
+
+    def _record(self, point: Point, plan: Plan, similarity: float) -> None:
+        tried = Tried(plan, self._changed(point), similarity, 1 - point.predicted, point.cost)
+        self._true[self._key(point)] = tried
+        if self._on_true_run:
+            self._on_true_run(tried)
+
+    def _factor(self, point: Point) -> float:
+        truth, predicted = 1 - self._run(point).similarity, point.predicted
+        if max(truth, predicted) < _NEGLIGIBLE:
+            return 1.0
+        return max(truth, predicted) / max(min(truth, predicted), _NEGLIGIBLE)
+
+    def _result(self, goal: Goal, parted: tuple[float, ...]) -> JointResult:
+        tried = sorted(self._true.values(), key=_cost)
+        enough = [t for t in tried if goal.target is not None and t.similarity >= goal.target]
+        best = min(enough, key=_cost) if enough else max(tried, key=lambda t: t.similarity)
+        choice = Choice(best.plan, best.similarity, best.groups, tuple(tried))
+        return JointResult(choice, bool(enough), parted)
+
+
+def _cost(tried: Tried) -> float:
+    return tried.cost or 0.0
+
+
+def _why(precision: Precision, predicted: float) -> str:
+    return f"joint search: {precision} here brings the network to a predicted cosine of {1 - predicted:.6f}"

@@ -1,0 +1,194 @@
+"""The loss of any choice of precisions, from a sketch: sums of vectors, no solving and no forward pass.
+
+Every quantized value is a *term*. What it adds to the sum depends only on the precisions of the groups that make and read it,
+so a move of one group changes a handful of terms, and a term is computed once for each combination of its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bitwright.graph.graph import Graph
+from bitwright.numerics.spec import QParams
+from bitwright.plan.plan import Plan
+from bitwright.plan.reads import quantized_reads, read_edges
+from bitwright.plan.target import Precision
+from bitwright.search.error_sketch import ErrorSketch
+from bitwright.search.sketch_file import Unit
+from bitwright.search.thresholds import scaled
+
+Vector = npt.NDArray[np.float64]
+#: Group -> precision.
+Precisions = dict[str, Precision]
+#: A value's code width, widest last.
+_WIDTHS: tuple[Precision, ...] = ("w4a8", "int8", "int16")
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A value and the groups that decide how it is read. *source*: the value whose parameters it shares, or itself."""
+
+    value: str
+    source: str
+    groups: tuple[str, ...]
+
+
+class PlanModel:
+    """Predicted losses of plans that differ from *plan* (solved) in the precisions of groups only.
+
+    *options*: group -> precisions it may have. *solve*: gives plans their parameters; asked once for each precision. *apart*:
+    group -> loss measured without the sketch, because no gradient reaches it; it is added while the group is not float.
+    """
+
+    def __init__(
+        self,
+        sketch: ErrorSketch,
+        plan: Plan,
+        solve: Callable[[Plan], Plan],
+        options: Mapping[str, Sequence[Precision]],
+        *,
+        apart: Mapping[str, float] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.sketch, self.plan, self.options = sketch, plan, options
+        # Losses that add up: each is the square of a coordinate of its own.
+        self._apart = {g: (i, loss**0.5) for i, (g, loss) in enumerate((apart or {}).items())}
+        self.graph: Graph = sketch.evaluator.graph
+        self._group_of = {op: e.group for op, e in plan.ops.items() if e.quantizable}
+        self._solved = {p: self._solve_all(plan, solve, options, p) for p in _WIDTHS}
+        plans = [*self._solved.values(), self._all_float(plan, options)]
+        sketch.measure(sketch.missing(quantized_reads(self.graph, p) for p in plans), progress=progress)
+        self._memo: dict[tuple[str, tuple[Precision, ...]], Vector] = {}
+        self.terms = [self._term(name) for name in plan.values]
+        self.terms_of: dict[str, list[_Term]] = {g: [] for g in plan.groups}
+        for term in self.terms:
+            for group in term.groups:
+                self.terms_of[group].append(term)
+        weights = (sketch.row_weights.numpy()[:, None] / max(1, sketch.images)) ** 0.5
+        self._offset = np.append((sketch.offset.numpy() * weights).reshape(-1), np.zeros(len(self._apart)))
+        self._base_loss = float(sketch.base_losses.mean()) if sketch.base else 0.0
+
+    @staticmethod
+    def _solve_all(
+        plan: Plan,
+        solve: Callable[[Plan], Plan],
+        options: Mapping[str, Sequence[Precision]],
+        wanted: Precision,
+    ) -> Plan:
+        return solve(plan.with_precision([g for g, o in options.items() if wanted in o], wanted, ""))
+
+    @staticmethod
+    def _all_float(plan: Plan, options: Mapping[str, Sequence[Precision]]) -> Plan:
+        return plan.with_precision([g for g, o in options.items() if "float" in o], "float", "")
+
+    # --- terms -----------------------------------------------------------------------------------------------
+
+    def _term(self, name: str) -> _Term:
+        source = name
+        while (shared := self.plan.values[source].same_as) is not None and shared in self.plan.values:
+            source = shared
+        groups: dict[str, None] = {}
+        for value in dict.fromkeys([name, source]):
+            groups.update(dict.fromkeys(self._touching(value)))
+        producer = self.graph.value(name).producer
+        if producer is not None and self.graph.op(producer).passthrough:
+            for held in self.graph.op_inputs(producer)[:1]:
+                groups.update(dict.fromkeys(self._touching(held) if held in self.plan.values else ()))
+        return _Term(name, source, tuple(groups))
+
+    def _touching(self, name: str | None) -> Iterable[str]:
+        assert name is not None
+        value = self.graph.value(name)
+        ops = [*([value.producer] if value.producer else []), *(r.op for r in value.readers)]
+        return [self._group_of[op] for op in ops if op in self._group_of]
+
+    def _precision_of(self, precisions: Mapping[str, Precision], op: str) -> Precision:
+        group = self._group_of.get(op)
+        return "float" if group is None else precisions[group]
+
+    def _qparams(self, precisions: Mapping[str, Precision], name: str) -> QParams | None:
+        """The parameters of *name* in the plan of these *precisions* (docs/numerics.md §4: whose width a value has)."""
+        value = self.graph.value(name)
+        readers = [self._precision_of(precisions, r.op) for r in value.readers]
+        made = "float" if value.producer is None else self._precision_of(precisions, value.producer)
+        asked = [made] if made != "float" else [p for p in readers if p != "float"]
+        width = max(asked, key=_WIDTHS.index, default="int8")
+        return self._solved[width].qparams(name)
+
+    def _edges(self, precisions: Mapping[str, Precision], name: str) -> list[tuple[str, str]]:
+        return read_edges(self.graph.value(name), lambda op: self._precision_of(precisions, op) != "float")
+
+    def _vector(self, term: _Term, precisions: Mapping[str, Precision]) -> Vector:
+        key = (term.value, tuple(precisions[g] for g in term.groups))
+        if key not in self._memo:
+            total = np.zeros((self.sketch.rows, self.sketch.images))
+            q = self._qparams(precisions, term.source)
+            edges = (
+                {}
+                if q is None or self._passed_on(term, precisions, q)
+                else dict.fromkeys(self._edges(precisions, term.value), q)
+            )
+            base = self.sketch.base
+            held = [(term.value, r.op) for r in self.graph.value(term.value).readers]
+            for edge in {**edges, **{e: None for e in held if e in base and e not in edges}}:
+                asked = edges.get(edge)
+                if asked != base.get(edge):
+                    c = self.sketch.c.get(Unit(*edge, asked))
+                    total += 0.0 if c is None else c.numpy()
+            self._memo[key] = scaled(self.sketch, total)
+        return self._memo[key]
+
+    def _passed_on(self, term: _Term, precisions: Mapping[str, Precision], q: QParams) -> bool:
+        """Whether the producer passes on codes of these very parameters: reading them again changes nothing."""
+        producer = self.graph.value(term.value).producer
+        if producer is None or not self.graph.op(producer).passthrough or term.source == term.value:
+            return False
+        source = self.graph.op_inputs(producer)[0]
+        return source is not None and (source, producer) in self._edges(precisions, source)
+
+    # --- losses ----------------------------------------------------------------------------------------------
+
+    def start(self, precisions: Precisions) -> Vector:
+        """The sum of all terms, scaled so that its squared length is a loss."""
+        total = self._offset.copy()
+        for term in self.terms:
+            total[: self._rows] += self._vector(term, precisions)
+        for group in self._apart:
+            total += self._measured(group, precisions[group])
+        return total
+
+    @property
+    def _rows(self) -> int:
+        return self.sketch.rows * self.sketch.images
+
+    def _measured(self, group: str, precision: Precision) -> Vector:
+        made = np.zeros_like(self._offset)
+        if group in self._apart and precision != "float":
+            place, root = self._apart[group]
+            made[self._rows + place] = root
+        return made
+
+    def change(self, precisions: Precisions, move: Mapping[str, Precision]) -> Vector:
+        """What *move* adds to the sum."""
+        after = {**precisions, **move}
+        terms = {t.value: t for g in move for t in self.terms_of[g]}
+        total = np.zeros_like(self._offset)
+        for term in terms.values():
+            total[: self._rows] += self._vector(term, after) - self._vector(term, precisions)
+        for group in move:
+            if group in self._apart:
+                total += self._measured(group, after[group]) - self._measured(group, precisions[group])
+        return total
+
+    @property
+    def constant(self) -> float:
+        """What is added to the squared length of a sum to make it a loss: nothing, unless there is a base."""
+        return self._base_loss - float(self._offset @ self._offset) if self.sketch.base else 0.0
+
+    def neighbourhood(self, groups: Iterable[str]) -> frozenset[str]:
+        """The groups whose precisions decide what a change of *groups* does, themselves among them."""
+        return frozenset(g for group in groups for t in self.terms_of[group] for g in (*t.groups, group))

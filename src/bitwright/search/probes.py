@@ -1,0 +1,34 @@
+"""Random probes of an output: orthogonal directions, the same for every unit of error of an image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Seeds of images lie this far apart, so that the images of one seed never share those of the next.
+_STRIDE = 1_000_003
+
+
+def draw_probes(reference: Tensor, count: int, seed: int, first_image: int) -> Tensor:
+    """*count* probes for each image: `[count, n, ...]`, like *reference* `[n, ...]`.
+
+    Of an image with m elements they are orthogonal, each of squared length m, uniform in direction: the mean over probes of
+    <probe, e>^2 is |e|^2 in expectation, and exactly with count = m (docs/error-sketch.md §3). The first probes do not depend
+    on *count*.
+    """
+    rows = [
+        _orthogonal(reference[0].numel(), count, seed * _STRIDE + first_image + i)
+        for i in range(len(reference))
+    ]
+    stacked = torch.stack(rows, 1)  # [count, n, m]
+    return stacked.to(reference.device, torch.float32).reshape(count, *reference.shape)
+
+
+def _orthogonal(size: int, count: int, seed: int) -> Tensor:
+    """`[count, size]` float64."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(count, size, generator=generator, dtype=torch.float64)
+    q, r = torch.linalg.qr(z.T)
+    # The signs make the draw uniform: QR alone fixes those of R's diagonal.
+    made: Tensor = (q * torch.sign(torch.diagonal(r))).T * size**0.5
+    return made
