@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -59,9 +60,14 @@ def fake_quantize(x: Tensor, q: QParams) -> Tensor:
     d = q.spec.dtype
     if q.spec.axis is None:
         scale, zero = q.scale[0], q.zero_point[0]
-        # Dividing by a float32 tensor of one element keeps the division in float32, as engines do it.
-        divisor = torch.tensor(scale, dtype=torch.float32, device=x.device)
+        divisor = _divisor(scale, x.device)
         return round_(x / divisor, q.spec.rounding).clamp_(d.qmin - zero, d.qmax - zero).mul_(divisor)
     scale_t, zero_t = q.scale_tensor(x), q.zero_point_tensor(x)
     steps = round_(x / scale_t, q.spec.rounding)
     return steps.clamp_(d.qmin - zero_t, d.qmax - zero_t).mul_(scale_t)
+
+
+@lru_cache(maxsize=4096)
+def _divisor(scale: float, device: torch.device) -> Tensor:
+    """A float32 tensor of one element: dividing by it keeps the division in float32, as engines do it."""
+    return torch.tensor(scale, dtype=torch.float32, device=device)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,14 +21,14 @@ from bitwright.graph.replay import Reads
 from bitwright.graph.tape import Tape
 from bitwright.numerics.spec import QParams
 from bitwright.search.evaluator import Evaluator, samples_first
-from bitwright.search.local_errors import LocalErrors
+from bitwright.search.local_errors import LocalErrors, UnitIndex
 from bitwright.search.probes import draw_probes
 from bitwright.search.sketch_file import Pass, SketchFile, Unit
 
 #: Probes of each output unless told otherwise.
 PROBES = 4
 #: Activations, local errors and gradients of one chunk of samples may take this much memory.
-SKETCH_BYTES = 192 * 2**20
+SKETCH_BYTES = 384 * 2**20
 #: Larger chunks bring no speed.
 SKETCH_SAMPLES = 16
 
@@ -111,12 +112,12 @@ class ErrorSketch:
         if not units and self.images:
             return
         found = (self.file and self.file.begun(units)) or Pass()
-        held, done = found.images, 0
+        held, done, index = found.images, 0, UnitIndex(units)
         try:
             for inputs in self.evaluator.batches(self.chunk_samples(units)):
                 count = self.evaluator.samples(inputs)
                 if done >= held:
-                    self._add_chunk(found, inputs, units, first_image=done)
+                    self._add_chunk(found, inputs, index, first_image=done)
                 done += count
                 if progress:
                     progress(done, count)
@@ -131,9 +132,9 @@ class ErrorSketch:
         self._take(units, found)
 
     def _add_chunk(
-        self, found: Pass, inputs: Mapping[str, Tensor], units: Sequence[Unit], *, first_image: int
+        self, found: Pass, inputs: Mapping[str, Tensor], index: UnitIndex, *, first_image: int
     ) -> None:
-        chunk = _Chunk(self, inputs, units, first_image=first_image)
+        chunk = _Chunk(self, inputs, index, first_image=first_image)
         found.c.append(chunk.c)
         found.reached.append(chunk.reached)
         found.offset.append(chunk.offset)
@@ -204,10 +205,10 @@ class ErrorSketch:
 
 
 class _Chunk:
-    """The `c` of all *units* on one chunk of images: `[units, rows, n]` float64. *reached*: units that a gradient came to."""
+    """The `c` of all units of *index* on one chunk of images: `[units, rows, n]` float64. *reached*: units that a gradient came to."""
 
     def __init__(
-        self, sketch: ErrorSketch, inputs: Mapping[str, Tensor], units: Sequence[Unit], *, first_image: int
+        self, sketch: ErrorSketch, inputs: Mapping[str, Tensor], index: UnitIndex, *, first_image: int
     ) -> None:
         evaluator = sketch.evaluator
         n = evaluator.samples(inputs)
@@ -218,29 +219,42 @@ class _Chunk:
         if sketch.base:
             reference = evaluator.scored(evaluator.replay.run(inputs), n)
             evaluator.count(inputs, 1.0)
-        self.c = torch.zeros(len(units), sketch.rows, n, dtype=torch.float64)
-        self.reached = torch.zeros(len(units), dtype=torch.bool)
+        c, reached = np.zeros((index.units, sketch.rows, n)), np.zeros(index.units, bool)
         self.offset = torch.zeros(sketch.rows, n, dtype=torch.float64)
         self.losses = evaluator.similarity.losses(reference, found)[0]
-        self._row = 0
-        errors = LocalErrors(evaluator, tape, sketch.base, units, n)
+        arrived: list[tuple[slice, Tensor]] = []
+        errors = LocalErrors(evaluator, tape, sketch.base, index, n)
         for tap, group in errors.groups:
-            tape.watch(tap, lambda g, group=group: self._receive(group.places, group.dot(g)))  # type: ignore[misc]
+            tape.watch(tap, lambda g, group=group: arrived.append((group.places, group.dot(g))))  # type: ignore[misc]
         for block in sketch.blocks:
             y, ref = outputs[block.output], reference[block.output]
             loss = evaluator.similarity.loss_of(block.output)
             probes = draw_probes(ref, block.probes, sketch.seed, first_image)
             for k, z in enumerate(probes):
-                self._row = block.start + k
+                row = block.start + k
                 v = loss.factor(ref, z) * evaluator.similarity.loss_scale**0.5
                 moved = ((found[block.output] - ref) * v).flatten(1).sum(1) if sketch.base else None
                 if moved is not None:
-                    self.offset[self._row] = moved.double().cpu()
+                    self.offset[row] = moved.double().cpu()
                 tape.pull(block.output, _back(evaluator.graph, block.output, y, v, n))
+                _sort_in(arrived, c[:, row], reached)
+                arrived.clear()
+        self.c = index.as_asked(torch.from_numpy(c))
+        self.reached = index.as_asked(torch.from_numpy(reached))
 
-    def _receive(self, places: Tensor, values: Tensor) -> None:
-        self.c[places, self._row] += values.cpu().double()
-        self.reached[places] = True
+
+def _sort_in(
+    arrived: Sequence[tuple[slice, Tensor]], c: npt.NDArray[np.float64], reached: npt.NDArray[np.bool_]
+) -> None:
+    """Add what *arrived* to `c` `[units, n]`: one transfer for all, and no tensor for each."""
+    if not arrived:
+        return
+    values = torch.cat([v for _, v in arrived]).double().cpu().numpy()
+    start = 0
+    for places, found in arrived:
+        c[places] += values[start : start + len(found)]
+        reached[places] = True
+        start += len(found)
 
 
 def effective_reads(graph: Graph, reads: Reads) -> dict[tuple[str, str], QParams]:

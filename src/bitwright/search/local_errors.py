@@ -14,16 +14,20 @@ from bitwright.graph.tape import Tap, Tape
 from bitwright.numerics.affine import fake_quantize
 from bitwright.numerics.spec import QParams
 from bitwright.search.evaluator import Evaluator
+from bitwright.search.sketch_file import Unit
+
+#: Quantized constants of one read are kept for the next chunk up to this size in all.
+_KEPT_ELEMENTS = 2 * 2**20
 
 
 @dataclass(frozen=True)
 class ErrorGroup:
-    """Local errors at one place. *places*: the units' numbers. *errors*: `[n, units, elements]`; those of biases, the same at
+    """Local errors at one place. *places*: where the units stand in their index. *errors*: `[n, units, elements]`; those of biases, the same at
     every position, are `[1, units, channels]`, along *channel_axis*. *batch_axis*: of the value, None where all of it belongs to
     one sample.
     """
 
-    places: Tensor
+    places: slice
     errors: Tensor
     samples: int
     batch_axis: int | None
@@ -49,39 +53,62 @@ class ErrorGroup:
         return g.reshape(self.samples, -1, channels).sum(1)
 
 
-class LocalErrors:
-    """The local errors of *units*, numbered in their order, grouped by the place where a gradient meets them."""
+@dataclass(frozen=True)
+class _ReadUnits:
+    """The units of one read, side by side. *places*: where they stand."""
 
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        tape: Tape,
-        base: Reads,
-        units: Sequence[tuple[str, str, QParams | None]],
-        samples: int,
-    ) -> None:
+    value: str
+    reader: str
+    qparams: tuple[QParams | None, ...]
+    places: slice
+
+
+class UnitIndex:
+    """*units* in the order in which a pass measures them: those of one read side by side. Made once for each pass."""
+
+    def __init__(self, units: Sequence[Unit]) -> None:
+        by_read: dict[tuple[str, str], list[int]] = {}
+        for number, unit in enumerate(units):
+            by_read.setdefault((unit.value, unit.reader), []).append(number)
+        self.units = len(units)
+        #: Constants under the parameters of a read's units.
+        self.constants: dict[tuple[str, str], list[Tensor]] = {}
+        self.reads: list[_ReadUnits] = []
+        start = 0
+        for (value, reader), numbers in by_read.items():
+            places = slice(start, start + len(numbers))
+            self.reads.append(_ReadUnits(value, reader, tuple(units[i].qparams for i in numbers), places))
+            start = places.stop
+        self._numbers = torch.tensor([i for numbers in by_read.values() for i in numbers], dtype=torch.int64)
+
+    def as_asked(self, measured: Tensor) -> Tensor:
+        """*measured* `[units, ...]`, in the order of the units given."""
+        found = torch.empty_like(measured)
+        found[self._numbers] = measured
+        return found
+
+
+class LocalErrors:
+    """The local errors of the units of *index* on one chunk, grouped by the place where a gradient meets them."""
+
+    def __init__(self, evaluator: Evaluator, tape: Tape, base: Reads, index: UnitIndex, samples: int) -> None:
         self._graph, self._replay = evaluator.graph, evaluator.replay
-        self._tape, self._base, self._samples = tape, base, samples
+        self._tape, self._base, self._index, self._samples = tape, base, index, samples
         #: (place, its local errors).
         self.groups: list[tuple[Tap, ErrorGroup]] = []
         self._made: dict[tuple[str, int, tuple[int, ...]], Tensor] = {}
-        by_read: dict[tuple[str, str], list[tuple[int, QParams | None]]] = {}
-        for place, (value, reader, q) in enumerate(units):
-            by_read.setdefault((value, reader), []).append((place, q))
         with torch.no_grad():
-            for (value, reader), asked in by_read.items():
-                if not self._replay.is_constant(value):
-                    self._add_activation(value, reader, asked)
-                elif self._is_bias(value, reader):
-                    self._add_bias(value, reader, asked)
+            for read in index.reads:
+                if not self._replay.is_constant(read.value):
+                    self._add_activation(read)
+                elif self._is_bias(read):
+                    self._add_bias(read)
                 else:
-                    self._add_constant(value, reader, asked)
+                    self._add_constant(read)
 
-    def _add(
-        self, tap: Tap, value: str, places: Sequence[int], errors: Tensor, channel: int | None = None
-    ) -> None:
+    def _add(self, tap: Tap, value: str, places: slice, errors: Tensor, channel: int | None = None) -> None:
         axis = self._graph.value(value).info.batch_axis if self._graph.info.dynamic_batch else None
-        group = ErrorGroup(torch.tensor(places), errors, self._samples, axis, channel)
+        group = ErrorGroup(places, errors, self._samples, axis, channel)
         self.groups.append((tap, group))
 
     def _stacked(self, value: str, changed: Sequence[Tensor], clean: Tensor) -> Tensor:
@@ -95,47 +122,51 @@ class LocalErrors:
 
     # --- activations -----------------------------------------------------------------------------------------
 
-    def _add_activation(self, value: str, reader: str, asked: Sequence[tuple[int, QParams | None]]) -> None:
-        clean = self._base.get((value, reader))
-        key = (value, id(clean), tuple(id(q) for _, q in asked))
+    def _add_activation(self, read: _ReadUnits) -> None:
+        value, reader = read.value, read.reader
+        key = (value, id(self._base.get((value, reader))), tuple(id(q) for q in read.qparams))
         if key not in self._made:  # readers of one value mostly ask for the same
             x = self._tape.values[value].detach()
-            changed = [x if q is None else fake_quantize(x, q) for _, q in asked]
+            changed = [x if q is None else fake_quantize(x, q) for q in read.qparams]
             self._made[key] = self._stacked(value, changed, self._tape.seen[(value, reader)].detach())
-        self._add((value, reader), value, [place for place, _ in asked], self._made[key])
+        self._add((value, reader), value, read.places, self._made[key])
 
     # --- constants -------------------------------------------------------------------------------------------
 
-    def _is_bias(self, value: str, reader: str) -> bool:
-        """Whether *reader* only adds *value*, at every position, and nothing else of it."""
-        op = self._graph.op(reader)
-        roles = [r.role for r in self._graph.value(value).readers if r.op == reader]
-        return op.bias_axis is not None and roles == [Role.BIAS] and self._constant(value).dim() == 1
+    def _is_bias(self, read: _ReadUnits) -> bool:
+        """Whether the reader only adds the value, at every position, and nothing else of it."""
+        roles = [r.role for r in self._graph.value(read.value).readers if r.op == read.reader]
+        adds = self._graph.op(read.reader).bias_axis is not None
+        return adds and roles == [Role.BIAS] and self._graph.constant(read.value).dim() == 1
 
-    def _constant(self, value: str, reader: str = "", q: QParams | None = None) -> Tensor:
-        return self._replay.read_constant(value, reader, {} if q is None else {(value, reader): q})
+    def _constants(self, read: _ReadUnits) -> list[Tensor]:
+        """The constant under each of the parameters; small ones are kept from chunk to chunk."""
+        held = self._index.constants.get((read.value, read.reader))
+        if held is None:
+            x = self._replay.read_constant(read.value, read.reader, {})
+            held = [x if q is None else fake_quantize(x, q) for q in read.qparams]
+            if sum(made.numel() for made in held) <= _KEPT_ELEMENTS:
+                self._index.constants[(read.value, read.reader)] = held
+        return held
 
-    def _add_bias(self, value: str, reader: str, asked: Sequence[tuple[int, QParams | None]]) -> None:
-        clean = self._replay.read_constant(value, reader, self._base)
-        errors = torch.stack([self._constant(value, reader, q) - clean for _, q in asked]).unsqueeze(0)
-        output = self._graph.op(reader).outputs[0]
-        places = [place for place, _ in asked]
-        self._add((output, None), output, places, errors, self._graph.op(reader).bias_axis)
+    def _add_bias(self, read: _ReadUnits) -> None:
+        clean = self._replay.read_constant(read.value, read.reader, self._base)
+        errors = (torch.stack(self._constants(read)) - clean).unsqueeze(0)
+        op = self._graph.op(read.reader)
+        self._add((op.outputs[0], None), op.outputs[0], read.places, errors, op.bias_axis)
 
-    def _add_constant(self, value: str, reader: str, asked: Sequence[tuple[int, QParams | None]]) -> None:
+    def _add_constant(self, read: _ReadUnits) -> None:
         """Weights and constant operands: their error is met at the operator's output, computed on clean inputs."""
-        op = self._graph.op(reader)
+        op = self._graph.op(read.reader)
         results = [
-            self._replay.apply(reader, self._tape.saw, {value: self._constant(value, reader, q)})
-            for _, q in asked
+            self._replay.apply(read.reader, self._tape.saw, {read.value: x}) for x in self._constants(read)
         ]
-        places = [place for place, _ in asked]
         for i, output in enumerate(op.outputs):
             clean = self._tape.values.get(output)
             if not isinstance(clean, Tensor) or not clean.is_floating_point():
                 continue
             errors = self._stacked(output, [r[i] for r in results], clean.detach())
-            self._add((output, None), output, places, errors)
+            self._add((output, None), output, read.places, errors)
 
 
 def _rows(x: Tensor, batch_axis: int | None, samples: int) -> Tensor:
