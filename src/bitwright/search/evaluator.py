@@ -119,13 +119,19 @@ class Evaluator:
 
     def per_sample(self, plan: Plan) -> Tensor:
         """Similarity of *plan* for each sample: `[n]` float64."""
-        reads = quantized_reads(self.graph, plan)
+        return self._compared(quantized_reads(self.graph, plan), self.similarity)
+
+    def losses(self, reads: Reads) -> Tensor:
+        """The loss that ranks operators, of the network under *reads*, for each sample: `[n]` float64."""
+        return self._compared(reads, self.similarity.losses)
+
+    def _compared(self, reads: Reads, score: Callable[..., Tensor]) -> Tensor:
         rows = []
         self.reference()
         for inputs, reference in self.pairs():
             env = self.replay.run(inputs, reads)
             self.count(inputs, 1.0)
-            rows.append(self.similarity(reference, self.scored(env, self.samples(inputs)))[0])
+            rows.append(score(reference, self.scored(env, self.samples(inputs)))[0])
         return torch.cat(rows)
 
     def count(self, inputs: Mapping[str, Tensor], share: float) -> None:
