@@ -90,8 +90,8 @@ class Solver:
         """The precision of a value: its producer's; if that is float, the widest of its quantized readers'."""
         value = self.graph.value(name)
         made = None if value.producer is None else plan.ops[value.producer].precision
-        if made in ("int8", "int16"):
-            return made
+        if made is not None and made != "float":
+            return "int16" if made == "int16" else "int8"
         return "int16" if any(plan.ops[r.op].precision == "int16" for r in value.readers) else "int8"
 
     def activation(self, name: str, method: str, precision: Precision) -> QParams:
@@ -142,17 +142,20 @@ class Solver:
                 if q is None:
                     refused.update({plan.ops[r.op].group: why for r in readers})
             else:
-                solved[name] = replace(entry, qparams=self._weight(value, readers))
+                precisions = {plan.ops[r.op].precision for r in readers}
+                narrow: Precision = "w4a8" if precisions == {"w4a8"} else "int8"
+                why = "int8, as one of the operators that read it" if precisions > {"w4a8"} else ""
+                solved[name] = replace(entry, qparams=self._weight(value, readers, narrow), why=why)
         for name, entry in values.items():
             if entry.role == "bias":
                 solved[name] = self._bias_entry(plan, solved, name, entry)
         return solved, refused
 
-    def _weight(self, value: Value, readers: Sequence[Reader]) -> QParams:
+    def _weight(self, value: Value, readers: Sequence[Reader], precision: Precision) -> QParams:
         x = self.graph.constant(value.name)
         axes = {self.graph.op(r.op).weight_axis(r.index, x.dim()) for r in readers}
         # Scales along an axis that an operator sums over could not be taken out of its accumulator.
-        spec = self.target.weight_spec(axes.pop() if len(axes) == 1 else None)
+        spec = self.target.weight_spec(axes.pop() if len(axes) == 1 else None, precision)
         if (value.name, spec) in self._constants:
             return self._constants[(value.name, spec)]
         top = _channel_peaks(value.name, x, spec.axis)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import helper
+from onnx import TensorProto, helper
 
 from bitwright.errors import ModelError
 from bitwright.exporters.edit import all_names, drop_unread, fresh_name, rename_reads
@@ -28,6 +28,7 @@ from bitwright.exporters.writer import initializer, signed, to_numpy
 from bitwright.graph.graph import OUTPUT, Graph, Value
 from bitwright.graph.replay import Reads
 from bitwright.numerics.affine import quantize
+from bitwright.numerics.dtype import DType
 from bitwright.numerics.spec import QParams
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import is_made_quantized, quantized_reads
@@ -148,7 +149,7 @@ class _Inserter:
         copy = fresh_name(f"{name}_quantized", self.taken)
         result = self.edges[name, op] = fresh_name(f"{name}_dequantized", self.taken)
         codes = quantize(self.graph.constant(value.name).detach(), q)
-        self.initializers.append(initializer(copy, to_numpy(codes)))
+        self.initializers.append(initializer(copy, to_numpy(codes).astype(_numpy_type(q.spec.dtype))))
         self.before.append(self._dequantize(copy, self._parameters(name, q), result, q))
 
     def _dequantize(self, copy: str, parameters: tuple[str, str], result: str, q: QParams) -> onnx.NodeProto:
@@ -161,7 +162,7 @@ class _Inserter:
     def _parameters(self, name: str, q: QParams) -> tuple[str, str]:
         """Names of the scale and zero point, stored as one number or one for each channel."""
         scale = np.array(q.scale, np.float32)
-        zero = np.array(q.zero_point, np.dtype(q.spec.dtype.name))
+        zero = np.array(q.zero_point).astype(_numpy_type(q.spec.dtype))
         if q.spec.axis is None:
             scale, zero = scale.reshape(()), zero.reshape(())
         names = fresh_name(f"{name}_scale", self.taken), fresh_name(f"{name}_zero_point", self.taken)
@@ -178,6 +179,11 @@ class _Inserter:
             return self.edges.get((name, owner), self.everywhere.get(name, name))
 
         rename_reads(node, rename)
+
+
+def _numpy_type(dtype: DType) -> np.dtype[Any]:
+    """The array type that ONNX stores codes of *dtype* from; four bits have one of ONNX's own."""
+    return helper.tensor_dtype_to_np_dtype(TensorProto.DataType.Value(dtype.name.upper()))
 
 
 def _copy(node: onnx.NodeProto) -> onnx.NodeProto:

@@ -29,8 +29,8 @@ from bitwright.flow.result import Chosen, Stage
 from bitwright.flow.settings import Settings
 from bitwright.graph.graph import Graph
 from bitwright.plan.plan import Plan
+from bitwright.report.curves import Curve
 from bitwright.report.page import Page, Section, write_page
-from bitwright.report.plots import Curve
 from bitwright.search.choose import Choice, Tried
 from bitwright.search.interactions import Explanation, explain
 from bitwright.search.sensitivity import Sensitivity

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from bitwright.graph.graph import Graph, Reader, Value
 from bitwright.graph.op import Op, Role
 from bitwright.plan.plan import OpEntry, Plan, ValueEntry, ValueRole
-from bitwright.plan.target import Precision, Target
+from bitwright.plan.target import PRECISIONS, Precision, Target
 
 _QUANTIZED_ROLES = (Role.ACTIVATION, Role.WEIGHT)
 
@@ -27,11 +27,11 @@ def assign(
     for op in graph.ops:
         wish: Precision = (asked or {}).get(op.name, "int8")
         if op.name in quantizable:
-            precision, why = _grant(target, op.kind, wish)
+            precision, why = _grant(graph, target, op, wish)
         else:
             precision, why = "float", "computes no real numbers that could be quantized"
         ops[op.name] = OpEntry(op.kind, groups[op.name], precision, op.name in quantizable, why)
-    ops = _agree_within_groups(ops)
+    ops = _agree_within_groups(ops, {name for name in ops if _has_weight(graph, name)})
     values = {}
     for v in graph.values.values():
         entry = (
@@ -52,8 +52,12 @@ def _is_quantizable(graph: Graph, op: Op) -> bool:
     return reads and any(o in graph.values and graph.value(o).info.is_float for o in op.outputs)
 
 
-def _grant(target: Target, kind: str, wish: Precision) -> tuple[Precision, str]:
-    allowed = target.allowed(kind)
+def _grant(graph: Graph, target: Target, op: Op, wish: Precision) -> tuple[Precision, str]:
+    kind, allowed = op.kind, target.allowed(op.kind)
+    if wish == "w4a8" and "int8" in allowed:
+        if _takes_int4(graph, target, [op.name]):
+            return "w4a8", ""
+        return "int8", "" if not _has_weight(graph, op.name) else f"{target.name} has no int4 weights"
     if wish in allowed:
         return wish, ""
     if wish != "float" and "int16" in allowed and wish == "int8":
@@ -112,13 +116,16 @@ def _has_weight(graph: Graph, name: str) -> bool:
     )
 
 
-def _agree_within_groups(ops: dict[str, OpEntry]) -> dict[str, OpEntry]:
-    """One precision for each group: the widest that a member was given, with that member's reason."""
-    width = {"int8": 0, "int16": 1, "float": 2}
+def _agree_within_groups(ops: dict[str, OpEntry], weighted: set[str]) -> dict[str, OpEntry]:
+    """One precision for each group: the widest that a member was given, with that member's reason. Beside an operator with int4
+    weights, int8 of one without weights means no more."""
     chosen: dict[str, OpEntry] = {}
-    for entry in ops.values():
+    for name, entry in sorted(ops.items(), key=lambda item: item[0] not in weighted):
         held = chosen.get(entry.group)
-        if entry.quantizable and (held is None or width[entry.precision] > width[held.precision]):
+        wider = held is None or PRECISIONS.index(entry.precision) > PRECISIONS.index(held.precision)
+        if held is not None and held.precision == "w4a8" and name not in weighted:
+            wider = wider and entry.precision != "int8"
+        if entry.quantizable and wider:
             chosen[entry.group] = entry
     return {
         name: OpEntry(e.kind, e.group, chosen[e.group].precision, True, chosen[e.group].why)
@@ -169,10 +176,15 @@ def _shares_with(graph: Graph, value: Value, producer: str | None) -> str | None
 
 
 def allowed_precisions(graph: Graph, plan: Plan, target: Target, group: str) -> tuple[Precision, ...]:
-    """The precisions that *target* grants every quantizable operator of *group*."""
+    """The precisions that *target* grants *group* of *plan*: those of all its quantizable operators, narrow to wide."""
     members = plan.groups[group]
-    return tuple(
-        p
-        for p in target.allowed(plan.ops[members[0]].kind)
-        if all(p in target.allowed(plan.ops[m].kind) for m in members)
-    )
+    granted = {p for p in PRECISIONS if all(p in target.allowed(plan.ops[m].kind) for m in members)}
+    if "int8" in granted and _takes_int4(graph, target, members):
+        granted.add("w4a8")
+    return tuple(p for p in PRECISIONS if p in granted)
+
+
+def _takes_int4(graph: Graph, target: Target, members: Iterable[str]) -> bool:
+    """Whether *target* knows int4 weights and an operator of a group has some. A shift alone leads to no int4 scale."""
+    knows = target.weight.int4 and target.rescale.form != "shift"
+    return knows and any(_has_weight(graph, m) for m in members)

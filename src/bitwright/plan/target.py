@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from bitwright.errors import TargetError, UnknownName
-from bitwright.numerics.dtype import INT8, INT16, INT32, UINT8, UINT16, DType
+from bitwright.numerics.dtype import INT4, INT8, INT16, INT32, UINT8, UINT16, DType
 from bitwright.numerics.rounding import Rounding
 from bitwright.numerics.spec import QuantSpec
 
-Precision = Literal["int8", "int16", "float"]
-PRECISIONS: tuple[Precision, ...] = ("int8", "int16", "float")
+#: `w4a8`: int4 weights, int8 activations.
+Precision = Literal["w4a8", "int8", "int16", "float"]
+#: Narrow to wide.
+PRECISIONS: tuple[Precision, ...] = ("w4a8", "int8", "int16", "float")
 
 
 class _Strict(BaseModel):
@@ -32,9 +34,10 @@ class ActivationRule(_Strict):
 
 
 class WeightRule(_Strict):
-    """How weights are quantized (always signed and symmetric)."""
+    """How weights are quantized (always signed and symmetric). *int4*: also with 4 bits, at the same granularity."""
 
     granularity: Literal["tensor", "channel"] = "channel"
+    int4: bool = False
 
 
 class RescaleRule(_Strict):
@@ -54,6 +57,22 @@ class FuseRule(_Strict):
     consumers: dict[str, Literal["always", "constant", "scalar"]]
 
 
+class Estimate(_Strict):
+    """Figures for estimates of time. *tops*: precision -> 10^12 operations a second, a multiply-accumulate being two; int8 and float
+    are required, int16 counts as half of int8, w4a8 as int8, where not given. *bandwidth_gb_s*: 10^9 bytes a second to memory,
+    None if not known. An operator takes the longer of computing and moving what it reads and writes.
+    """
+
+    tops: dict[Precision, PositiveFloat]
+    bandwidth_gb_s: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _has_rates(self) -> Estimate:
+        if not {"int8", "float"} <= self.tops.keys():
+            raise ValueError("rates for int8 and float")
+        return self
+
+
 class Target(_Strict):
     """A chip or engine. *operators*: precisions of the kinds that differ from *default*; the first is preferred."""
 
@@ -70,6 +89,7 @@ class Target(_Strict):
     default: tuple[Precision, ...] = ("int8", "float")
     operators: dict[str, tuple[Precision, ...]] = Field(default_factory=dict)
     fuse: tuple[FuseRule, ...] = ()
+    estimate: Estimate | None = None
 
     def allowed(self, kind: str) -> tuple[Precision, ...]:
         """The precisions that operators of *kind* may have."""
@@ -91,12 +111,14 @@ class Target(_Strict):
             ("int8", True): UINT8,
             ("int16", False): INT16,
             ("int16", True): UINT16,
-        }[(precision, unsigned)]
+        }["int16" if precision == "int16" else "int8", unsigned]
         return QuantSpec(dtype, rule.symmetric, None, self.rounding, rule.power_of_two)
 
-    def weight_spec(self, axis: int | None) -> QuantSpec:
-        """The spec of a weight whose output channels lie on *axis*. Rounding is half-even: weights are rounded offline."""
-        return QuantSpec(INT8, True, axis if self.weight.granularity == "channel" else None)
+    def weight_spec(self, axis: int | None, precision: Precision = "int8") -> QuantSpec:
+        """The spec of a weight whose output channels lie on *axis*, of operators at *precision*. Rounding is half-even: weights are
+        rounded offline."""
+        dtype = INT4 if precision == "w4a8" else INT8
+        return QuantSpec(dtype, True, axis if self.weight.granularity == "channel" else None)
 
     def bias_spec(self, axis: int | None) -> QuantSpec:
         """The spec of a bias that joins an accumulator."""

@@ -10,6 +10,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bitwright.files import write_text
+from bitwright.report import curves
+from bitwright.report.curves import Curve, Plot
 from bitwright.report.plots import BarChart, bar_chart
 from bitwright.table import Column, Table
 from bitwright.version import __version__
@@ -22,14 +24,24 @@ _TEMPLATES = Environment(
     lstrip_blocks=True,
 )
 
+_MARGINS = {
+    "width": curves.WIDTH,
+    "height": curves.HEIGHT,
+    "left": curves.LEFT,
+    "right": curves.RIGHT,
+    "top": curves.TOP,
+    "bottom": curves.BOTTOM,
+}
+
 
 @dataclass(frozen=True)
 class Section:
-    """A table, with *bar* = (label column, value column) also a chart of it, and a *note* above it."""
+    """A table, with *bar* = (label column, value column) also a chart of it, with *curve* a plot, and a *note* above it."""
 
     table: Table
     bar: tuple[str, str] | None = None
     note: str = ""
+    curve: Curve | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,7 @@ class _Block:
     title: str
     note: str
     chart: BarChart | None
+    plot: Plot | None
     headers: tuple[tuple[str, bool], ...]
     rows: tuple[tuple[_Cell, ...], ...]
 
@@ -65,7 +78,7 @@ def render_page(page: Page) -> str:
     """The page as HTML. All text is escaped."""
     blocks = [_block(s) for s in page.sections]
     template = _TEMPLATES.get_template("page.html.j2")
-    return template.render(page=page, blocks=blocks, version=__version__)
+    return template.render(page=page, blocks=blocks, version=__version__, **_MARGINS)
 
 
 def write_page(path: Path, page: Page) -> None:
@@ -79,7 +92,8 @@ def _block(section: Section) -> _Block:
     headers = tuple((title, numeric[c.key]) for title, c in zip(table.headers(), table.columns, strict=True))
     rows = tuple(tuple(_cell(row, c, numeric[c.key]) for c in table.columns) for row in table.rows)
     chart = None if section.bar is None or not table.rows else bar_chart(table, *section.bar)
-    return _Block(table.title, section.note, chart, headers, rows)
+    drawn = None if section.curve is None or not table.rows else curves.plot(table, section.curve)
+    return _Block(table.title, section.note, chart, drawn, headers, rows)
 
 
 def _cell(row: Mapping[str, Any], column: Column, numeric: bool) -> _Cell:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bitwright.graph.replay import Reads
 from bitwright.plan.cost import Costs
@@ -106,7 +106,12 @@ class JointPrecision:
             sketch, self.plan, self.solve, self.options, apart=self._added, progress=self._progress
         )
         enough = 0.0 if goal.target is None else _BEYOND * (1 - goal.target)
-        return Optimizer(model, self.costs).front(limit=goal.limit, enough=enough)
+        points = Optimizer(model, self.costs).front(limit=goal.limit, enough=enough)
+        for point in points:
+            known = self._true.get(self._key(point))
+            if known is not None and known.predicted is None:  # the plan that the search began with
+                self._true[self._key(point)] = replace(known, predicted=1 - point.predicted)
+        return points
 
     def _decide(self, points: Sequence[Point], goal: Goal) -> int:
         """The first point that truly meets the target, by bisection from the predicted one; else the last."""

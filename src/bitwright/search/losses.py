@@ -6,6 +6,7 @@ A loss is least, and zero, where the outputs equal the float network's. There it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -80,10 +81,11 @@ class MeanSquaredError:
     """Mean squared difference of the output's elements. Hessian: 2 I / m."""
 
     def measure(self, reference: Tensor, outputs: Tensor) -> Tensor:
-        return _squares(reference, outputs)[0] / max(1, reference[0].numel())
+        noise, _ = _squares(reference, outputs)
+        return noise.div(max(1, reference[0].numel()))
 
     def factor(self, reference: Tensor, z: Tensor) -> Tensor:
-        return z * (2 / max(1, reference[0].numel())) ** 0.5
+        return z * math.sqrt(2 / max(1, reference[0].numel()))
 
 
 @dataclass(frozen=True)
@@ -126,17 +128,18 @@ class Divergence:
         q = self._log_p(outputs.double()).reshape(-1, *p.shape)
         q = q - q.logsumexp(-1, keepdim=True)
         p = p - p.logsumexp(-1, keepdim=True)
-        return (p.exp() * (p - q)).sum(-1).mean(-1).reshape(-1, n).clamp_min(0)
+        divergence: Tensor = (p.exp() * (p - q)).sum(-1).mean(-1)
+        return divergence.reshape(-1, n).clamp_min(0)
 
     def factor(self, reference: Tensor, z: Tensor) -> Tensor:
         p, v = self._log_p(reference).exp(), self._classes_last(z)
         root = p.sqrt()
         along = (root * v).sum(-1, keepdim=True)
         made = v / root - along if self.probabilities else root * v - p * along
-        made = made / max(1, p.shape[1]) ** 0.5
+        made = made / math.sqrt(max(1, p.shape[1]))
         if z.dim() >= 4:
             made = made.reshape(z.shape[0], *z.shape[2:], z.shape[1]).movedim(-1, 1)
-        return made.reshape(z.shape)
+        return _like(made, z)
 
 
 LOSSES.add("cosine", Cosine())
@@ -222,6 +225,7 @@ def _square_root(matrix: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         small[:, i, i + 1] = small[:, i + 1, i] = beside[i].double()
     values, vectors = torch.linalg.eigh(small)
     weights = (vectors * values.clamp_min(0).sqrt().unsqueeze(1) * vectors[:, :1, :]).sum(2)
-    made = sum(weights[:, i : i + 1].to(z.dtype) * basis[i] for i in range(steps))
-    assert isinstance(made, Tensor)
+    made = torch.zeros_like(z)
+    for i in range(steps):
+        made += weights[:, i : i + 1].to(z.dtype) * basis[i]
     return made * length

@@ -122,13 +122,14 @@ class Optimizer:
                 self._vectors[i], self._squares[i] = vector, float(vector @ vector)
 
     def _best(self, state: _State, limit: float) -> tuple[int, float]:
-        """The affordable move that costs something with the best gain per cost, and the square it leads to; -1 if none."""
+        """The affordable move with the best gain per cost, and the square it leads to; -1 if none gains."""
         squares = state.square + 2 * (self._vectors @ state.total) + self._squares
-        open_ = (self._prices > _FREE) & (state.cost + self._prices <= limit + _FREE)
+        open_ = state.cost + self._prices <= limit + _FREE
         open_ &= squares < state.square * (1 - _LEAST_GAIN)
         if not open_.any():
             return -1, np.inf
-        rates = np.where(open_, (state.square - squares) / np.where(open_, self._prices, 1.0), -np.inf)
+        prices = np.maximum(np.where(open_, self._prices, 1.0), _FREE)
+        rates = np.where(open_, (state.square - squares) / prices, -np.inf)
         i = int(rates.argmax())
         return i, float(squares[i])
 

@@ -116,7 +116,7 @@ class PlanModel:
         readers = [self._precision_of(precisions, r.op) for r in value.readers]
         made = "float" if value.producer is None else self._precision_of(precisions, value.producer)
         asked = [made] if made != "float" else [p for p in readers if p != "float"]
-        width = max(asked, key=_WIDTHS.index, default="int8")
+        width: Precision = max(asked, key=_WIDTHS.index, default="int8")
         return self._solved[width].qparams(name)
 
     def _edges(self, precisions: Mapping[str, Precision], name: str) -> list[tuple[str, str]]:
