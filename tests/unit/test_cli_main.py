@@ -77,7 +77,7 @@ def test_the_help_of_each_verb_ends_with_examples_that_name_it(
 
     examples = capsys.readouterr().out.partition("Examples:")[2].split("\n")
     lines = [line.strip() for line in examples if line.strip()]
-    assert 2 <= len(lines) <= 3
+    assert 2 <= len(lines) <= 5
     assert lines == [" ".join(e.split()) for e in import_module(f"{PACKAGE}.{verb}").EXAMPLES]
     assert any(line.startswith(f"bitwright {verb}") for line in lines)
 
@@ -94,7 +94,8 @@ def test_the_flags_of_a_job_are_shown_with_their_defaults(
     if verb != "calibrate":
         flags += " --methods --expected-cos --inference-num --max-float-ops --output-weights --post-process"
         flags += " --cosine-scale --save-state"
-        assert "[default: 0.99]" in shown
+        flags += " --loss --probes --verify --operators --precisions --budget --workers --ray"
+        assert "[default: (0.99)]" in shown
     assert [f for f in flags.split() if f not in shown] == []
     assert "[default: onnxruntime]" in shown
     assert "[default: 100]" in shown

@@ -27,7 +27,10 @@ def test_flags_that_are_left_out_give_the_settings_of_a_call_from_python() -> No
 
 def test_every_setting_can_be_reached_by_a_flag(tmp_path: Path) -> None:
     process = tmp_path / "process.py"
-    process.write_text("def double(outputs):\n    return {k: 2 * v for k, v in outputs.items()}\n")
+    process.write_text(
+        "def double(outputs):\n    return {k: 2 * v for k, v in outputs.items()}\n"
+        "def distance(output, reference):\n    return (output - reference).abs().flatten(1).sum(1)\n"
+    )
     data = DataFlags(
         data="d",
         labels=Path("l.txt"),
@@ -53,12 +56,31 @@ def test_every_setting_can_be_reached_by_a_flag(tmp_path: Path) -> None:
         post_process=f"{process}:double",
         cosine_scale="half",
         save_state=Path("s.json"),
+        loss=f"{process}:distance",
+        probes=2,
+        verify=3,
+        operators="conv*, head",
+        precisions="int8,int16",
+        budget="macs=0.1",
+        workers=2,
+        ray="auto",
     )
 
-    found = settings_of(data, QuantizeFlags(target="bm1684", method="octav"), search, max_float_ops=2)
+    found = settings_of(
+        data,
+        QuantizeFlags(target="bm1684", method="octav,sketch"),
+        search,
+        max_float_ops=2,
+        evaluate="metric.py:top1",
+    )
 
     left = [f.name for f in fields(Settings) if getattr(found, f.name) == getattr(Settings(), f.name)]
     assert left == []
+    assert (found.method, found.search_method) == ("octav", "sketch")
+    assert (found.cost, found.budget) == ("macs", 0.1)
+    assert found.operators == ("conv*", "head")
+    assert callable(found.loss)
+    assert "def distance" in found.loss_source
     assert found.methods == ("kl", "mse")
     assert found.output_weights == {"a": 0.3, "b": 0.7}
     assert (found.image.resize, found.image.crop) == (256, (224, 192))

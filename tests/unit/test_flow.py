@@ -14,8 +14,9 @@ from bitwright.errors import DataError, ModelError, PlanError
 from bitwright.flow import tune as tune_module
 from bitwright.flow.bench import open_bench, take
 from bitwright.flow.progress import Silence
+from bitwright.flow.ranking import open_state, state_path
 from bitwright.flow.settings import Settings
-from bitwright.flow.tune import open_state, state_path, tune
+from bitwright.flow.tune import tune
 
 SETTINGS = Settings(target="generic-int8", expected_cos=1.0, max_float_ops=1, input_num=8, inference_num=6)
 
@@ -55,7 +56,7 @@ def interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(tune_module, "float_until", stop)
+        patched.setattr(tune_module, "choose_precisions", stop)
         with pytest.raises(KeyboardInterrupt):
             tune(residual(), pictures(), output=folder, settings=SETTINGS, example_inputs=pictures(2))
 

@@ -241,8 +241,8 @@ def test_floats_are_added_in_order_until_the_target_is_met() -> None:
     choice = float_until(evaluator, plan, rows, solver.solve, target=target, limit=len(rows))
 
     assert choice.similarity >= target
-    assert choice.float_groups == [r.name for r in rows[: len(choice.steps)]]
-    assert all(cos < target for _, cos in choice.steps[:-1])
+    assert choice.float_groups == [r.name for r in rows[: len(choice.groups)]]
+    assert all(t.similarity < target for t in choice.tried[:-1])
     assert evaluator.evaluate(choice.plan) == pytest.approx(choice.similarity)
 
 
@@ -261,7 +261,7 @@ def test_exactly_the_asked_number_becomes_float() -> None:
     assert set(choice.plan.float_groups) == {rows[0].name, rows[1].name}
     assert "rank 1" in choice.plan.ops[rows[0].name].why
     first = solver.solve(plan.with_precision([rows[0].name], "float", ""))
-    assert [cos for _, cos in choice.steps] == [evaluator.evaluate(first), choice.similarity]
+    assert [t.similarity for t in choice.tried[1:]] == [evaluator.evaluate(first), choice.similarity]
 
 
 def test_groups_that_are_float_already_are_not_counted_again() -> None:

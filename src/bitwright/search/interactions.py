@@ -89,7 +89,7 @@ def _interaction(
     i: int,
     j: int,
 ) -> Interaction:
-    products = 2 * c[i] * c[j] * (2 * sketch.row_weights.numpy()[:, None]) / 2  # [rows, images]
+    products = 2 * c[i] * c[j] * sketch.row_weights.numpy()[:, None]  # [rows, images]
     variance = 0.0
     for block in sketch.blocks:
         rows = products[block.start : block.stop]

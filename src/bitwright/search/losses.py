@@ -228,4 +228,4 @@ def _square_root(matrix: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     made = torch.zeros_like(z)
     for i in range(steps):
         made += weights[:, i : i + 1].to(z.dtype) * basis[i]
-    return made * length
+    return made.mul(length)
