@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ from bitwright.plan.plan import Plan
 from bitwright.plan.target import load_target
 from bitwright.rewrite.decompose_attention import decompose_attention
 from bitwright.rewrite.fold_batchnorm import fold_batchnorm
+from bitwright.search.evaluator import Evaluator
+from bitwright.search.similarity import Similarity
 
 
 class Residual(nn.Module):
@@ -94,3 +98,24 @@ def solved(graph: Graph, x: Tensor, target: str = "generic-int8", method: str = 
     """A solver and the all-int8 plan."""
     solver = Solver(graph, load_target(target), calibrated(graph, x))
     return solver, solver.solve(assign(graph, load_target(target), method=method))
+
+
+def bench(
+    module: nn.Module,
+    x: Tensor,
+    target: str = "generic-int8",
+    similarity: Similarity | None = None,
+    *,
+    chunk: int = 5,
+) -> tuple[Evaluator, Solver, Plan]:
+    """An evaluator of *module* on *x*, a solver and the all-int8 plan."""
+    graph = ready(module, x)
+    solver, plan = solved(graph, x, target)
+    name = graph.info.inputs[0].name
+
+    def batches(size: int) -> Iterator[dict[str, Tensor]]:
+        return ({name: x[i : i + size]} for i in range(0, len(x), size))
+
+    evaluator = Evaluator(graph, batches, similarity)
+    evaluator.chunk_samples = chunk
+    return evaluator, solver, plan

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from tests.networks import Block, Residual, pictures, randomised, ready, solved, tokens
+from tests import networks
+from tests.networks import Block, Residual, pictures, randomised, tokens
 from torch import Tensor, nn
 
 from bitwright.errors import DataError, ModelError, PlanError, UnknownName
@@ -25,17 +25,7 @@ CASES = [(Residual, pictures, "generic-int8"), (Residual, pictures, "bm1684"), (
 
 
 def bench(module: type[nn.Module], data, target: str, similarity: Similarity | None = None, chunk: int = 5):
-    x = data()
-    graph = ready(randomised(module()), x)
-    solver, plan = solved(graph, x, target)
-    name = graph.info.inputs[0].name
-
-    def batches(size: int) -> Iterator[dict[str, Tensor]]:
-        return ({name: x[i : i + size]} for i in range(0, len(x), size))
-
-    evaluator = Evaluator(graph, batches, similarity)
-    evaluator.chunk_samples = chunk
-    return evaluator, solver, plan
+    return networks.bench(randomised(module()), data(), target, similarity, chunk=chunk)
 
 
 def whole_network_loss(evaluator: Evaluator, plan: Plan, group: str) -> float:

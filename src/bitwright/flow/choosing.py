@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from bitwright.errors import DataError
 from bitwright.flow.bench import Bench
@@ -10,16 +11,17 @@ from bitwright.flow.progress import Watcher
 from bitwright.flow.ranking import Ranking, open_runner
 from bitwright.flow.result import Chosen, Stage
 from bitwright.flow.settings import Settings
-from bitwright.graph.replay import Reads
 from bitwright.plan.assign import allowed_precisions
 from bitwright.plan.cost import measure_costs
 from bitwright.plan.plan import Plan
+from bitwright.plan.reads import quantized_reads
 from bitwright.plan.target import Precision
 from bitwright.search.choose import Tried, float_until, unchanged
 from bitwright.search.compare_plans import compare_plans
 from bitwright.search.error_sketch import ErrorSketch
 from bitwright.search.joint_precision import Goal, JointPrecision, RunMany
-from bitwright.search.sensitivity import best_methods
+from bitwright.search.sensitivity import best_methods, measure_sensitivity
+from bitwright.search.similarity import COSINE
 from bitwright.search.thresholds import joint_thresholds
 
 
@@ -31,16 +33,24 @@ def nothing_to_choose(plan: Plan, int8: Stage) -> Chosen:
 def choose_thresholds(
     bench: Bench, ranking: Ranking, int8: Stage, settings: Settings, watcher: Watcher
 ) -> tuple[Stage, bool]:
-    """Thresholds of all values: each by its group's best method, and jointly by the sketch. True runs choose among them, and none is
-    kept (False) if the network got worse by all."""
+    """Thresholds of all values: each by its group's best method, and jointly by the sketch. The loss of true runs chooses among
+    them, and none is kept (False) if the network got worse by all."""
     solve = bench.solver.solve
     plans = [solve(bench.plan.with_methods(best_methods(bench.graph, bench.plan, ranking.rows)))]
     if ranking.sketch is not None:
         watcher.stage("choosing thresholds")
         plans += joint_thresholds(ranking.sketch, bench.plan, solve, settings.methods)
     stages = [Stage(plan, bench.evaluator.evaluate(plan)) for plan in plans]
-    best = max(stages, key=lambda s: s.cosine)
-    return (best, True) if best.cosine >= int8.cosine else (int8, False)
+    best = min(stages, key=lambda s: _loss(bench, s))
+    return (best, True) if _loss(bench, best) <= _loss(bench, int8) else (int8, False)
+
+
+def _loss(bench: Bench, stage: Stage) -> float:
+    """The loss that ranks operators, of a whole plan by a true run."""
+    assert stage.plan is not None
+    if bench.evaluator.similarity.loss == COSINE:
+        return 1 - stage.cosine
+    return float(bench.evaluator.losses(quantized_reads(bench.graph, stage.plan)).mean())
 
 
 def choose_precisions(
@@ -55,7 +65,7 @@ def choose_precisions(
     verify_all: bool = False,
 ) -> Chosen:
     """The cheapest mixed plan that reaches *target* (None: the best within the budget), beginning with *tuned*. *usual_limit*: groups
-    that may become float where the settings name no limit."""
+    that may become float where the settings name no limit. Targets are cosines, so this is by the cosine whatever loss ranks."""
     assert tuned.plan is not None
     if target is not None and tuned.cosine >= target and not verify_all:
         return Chosen(tuned, True, unchanged(tuned.plan, tuned.cosine), True)
@@ -78,6 +88,7 @@ def choose_precisions(
         )
         return Chosen(tuned, True, choice, target is None or choice.similarity >= target)
     costs = measure_costs(bench.graph, tuned.plan, bench.target, settings.cost)
+    sketch, apart = _by_cosine(bench, ranking.sketch, ranking.apart, settings)
     search = JointPrecision(
         bench.evaluator,
         tuned.plan,
@@ -85,14 +96,16 @@ def choose_precisions(
         precision_options(bench, tuned.plan, settings),
         costs,
         start=tuned.cosine,
-        apart=ranking.apart,
+        apart=apart,
         run_many=_run_many(bench, settings),
         on_true_run=tell,
     )
     found = search.search(
-        ranking.sketch,
+        sketch,
         Goal(target, cost_limit(settings, usual_limit)),
-        around=lambda reads: _sketch_around(bench, reads, settings),
+        around=lambda reads: ErrorSketch(
+            sketch.evaluator, probes=settings.probes, seed=settings.seed, base=reads
+        ),
         verify_all=verify_all,
     )
     return Chosen(tuned, True, found.choice, target is None or found.reached, found.parted, costs)
@@ -103,8 +116,19 @@ def _run_many(bench: Bench, settings: Settings) -> RunMany | None:
     return None if runner is None else lambda plans: compare_plans(bench.evaluator, plans, runner)
 
 
-def _sketch_around(bench: Bench, reads: Reads, settings: Settings) -> ErrorSketch:
-    return ErrorSketch(bench.evaluator, probes=settings.probes, seed=settings.seed, base=reads)
+def _by_cosine(
+    bench: Bench, sketch: ErrorSketch, apart: Mapping[str, float], settings: Settings
+) -> tuple[ErrorSketch, Mapping[str, float]]:
+    """*sketch*, and the losses it does not know, by the cosine: measured again if they are by another loss."""
+    if bench.evaluator.similarity.loss == COSINE:
+        return sketch, apart
+    evaluator = bench.evaluator.with_loss(COSINE)
+    if apart:
+        rows = measure_sensitivity(
+            evaluator, bench.plan, bench.solver.solve, methods=settings.methods, groups=list(apart)
+        )
+        apart = {r.name: r.loss for r in rows}
+    return ErrorSketch(evaluator, probes=settings.probes, seed=settings.seed), apart
 
 
 def precision_options(bench: Bench, plan: Plan, settings: Settings) -> dict[str, list[Precision]]:

@@ -121,8 +121,11 @@ def run_joint(
 def _explanation(
     bench: Bench, ranking: Ranking, settings: Settings, folder: Path, watcher: Watcher
 ) -> Explanation | None:
-    sketch = ranking.sketch or open_sketch(bench, settings, folder, watcher)
+    sketch = ranking.sketch
+    if sketch is None and settings.search_method == "exact":
+        sketch = open_sketch(bench, settings, folder, watcher)
     if sketch is None:
+        watcher.note("--explain needs gradients of the outputs: no interactions are listed")
         return None
     watcher.stage("explaining interactions")
     return explain(sketch, bench.plan, most=PAIRS)

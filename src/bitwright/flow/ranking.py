@@ -84,8 +84,13 @@ def chosen_groups(bench: Bench, settings: Settings) -> list[str]:
 
 def open_sketch(bench: Bench, settings: Settings, folder: Path, watcher: Watcher) -> ErrorSketch | None:
     """A sketch around the float network, with what *folder* holds of it; None, said to the watcher, where no gradient can tell."""
+    obstacle = None
     if settings.post_process is not None:
-        watcher.note("--post-process has no gradient to sketch with; everything is measured exactly")
+        obstacle = "--post-process has no gradient to sketch with"
+    elif bench.evaluator.stacking.mixing:
+        obstacle = "samples of a batch influence each other, which a sketch of single samples cannot tell"
+    if obstacle is not None:
+        watcher.note(f"{obstacle}; everything is measured exactly")
         return None
     similarity = bench.evaluator.similarity
     depends = {

@@ -104,8 +104,11 @@ class ErrorSketch:
 
     def missing(self, plans: Iterable[Reads]) -> list[Unit]:
         """The units of *plans* that were not measured yet."""
-        wanted = dict.fromkeys(u for reads in plans for u in self.units_of(reads))
-        return [u for u in wanted if u not in self.c and u not in self.unreachable]
+        return self.unmeasured(u for reads in plans for u in self.units_of(reads))
+
+    def unmeasured(self, units: Iterable[Unit]) -> list[Unit]:
+        """Those of *units* that were not measured yet, each once."""
+        return [u for u in dict.fromkeys(units) if u not in self.c and u not in self.unreachable]
 
     def measure(self, units: Sequence[Unit], *, progress: Callable[[int, int], None] | None = None) -> None:
         """Measure *units* in one pass over the images: one forward and K backward passes, and the local errors."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +16,7 @@ from bitwright.graph.replay import Environment, Reads, Replay, Stacking
 from bitwright.numerics.affine import fake_quantize
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
+from bitwright.search.losses import Loss
 from bitwright.search.similarity import Similarity
 
 #: Activations of one chunk of samples may take this much memory.
@@ -51,6 +53,12 @@ class Evaluator:
         self._references: dict[int, dict[str, Tensor]] = {}
         self._reference_bytes = 0
         self._chunk_count = 0
+
+    def with_loss(self, loss: Loss) -> Evaluator:
+        """An evaluator whose `losses` are by *loss*; float outputs, computed before, and the record of work are shared."""
+        other = copy.copy(self)
+        other.similarity = replace(self.similarity, loss=loss)
+        return other
 
     def chunks(self) -> Iterator[dict[str, Tensor]]:
         """The samples, in chunks whose activations fit in `CHUNK_BYTES`."""

@@ -170,7 +170,9 @@ class UserLoss:
         with torch.enable_grad():
             y = reference.detach().clone().requires_grad_()
             total = self._of(y, reference.detach()).sum()
-            (slope,) = torch.autograd.grad(total, y, create_graph=True, allow_unused=True)
+            slope = None
+            if total.requires_grad:
+                (slope,) = torch.autograd.grad(total, y, create_graph=True, allow_unused=True)
         if slope is None or slope.grad_fn is None:
             raise self._wrong(
                 "one that depends on the outputs and can be differentiated twice", "no curvature"

@@ -6,7 +6,7 @@ so a move of one group changes a handful of terms, and a term is computed once f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from bitwright.graph.graph import Graph
 from bitwright.numerics.spec import QParams
 from bitwright.plan.plan import Plan
-from bitwright.plan.reads import quantized_reads, read_edges
+from bitwright.plan.reads import read_edges
 from bitwright.plan.target import Precision
 from bitwright.search.error_sketch import ErrorSketch
 from bitwright.search.sketch_file import Unit
@@ -60,10 +60,9 @@ class PlanModel:
         self.graph: Graph = sketch.evaluator.graph
         self._group_of = {op: e.group for op, e in plan.ops.items() if e.quantizable}
         self._solved = {p: self._solve_all(plan, solve, options, p) for p in _WIDTHS}
-        plans = [*self._solved.values(), self._all_float(plan, options)]
-        sketch.measure(sketch.missing(quantized_reads(self.graph, p) for p in plans), progress=progress)
         self._memo: dict[tuple[str, tuple[Precision, ...]], Vector] = {}
         self.terms = [self._term(name) for name in plan.values]
+        sketch.measure(sketch.unmeasured(self._units()), progress=progress)
         self.terms_of: dict[str, list[_Term]] = {g: [] for g in plan.groups}
         for term in self.terms:
             for group in term.groups:
@@ -81,9 +80,15 @@ class PlanModel:
     ) -> Plan:
         return solve(plan.with_precision([g for g, o in options.items() if wanted in o], wanted, ""))
 
-    @staticmethod
-    def _all_float(plan: Plan, options: Mapping[str, Sequence[Precision]]) -> Plan:
-        return plan.with_precision([g for g, o in options.items() if "float" in o], "float", "")
+    def _units(self) -> Iterator[Unit]:
+        """Every unit that some choice of precisions can ask for, but for biases under steps of two widths, which come to little."""
+        base = self.sketch.base
+        for term in self.terms:
+            for edge in self._possible(term.value):
+                asked = [plan.qparams(term.source) for plan in self._solved.values()]
+                for q in dict.fromkeys([*asked, None] if edge in base else asked):
+                    if q != base.get(edge):
+                        yield Unit(*edge, q)
 
     # --- terms -----------------------------------------------------------------------------------------------
 
@@ -119,6 +124,10 @@ class PlanModel:
         width: Precision = max(asked, key=_WIDTHS.index, default="int8")
         return self._solved[width].qparams(name)
 
+    def _possible(self, name: str) -> list[tuple[str, str]]:
+        """The reads of the value *name* if all operators were quantized."""
+        return read_edges(self.graph.value(name), self._group_of.__contains__)
+
     def _edges(self, precisions: Mapping[str, Precision], name: str) -> list[tuple[str, str]]:
         return read_edges(self.graph.value(name), lambda op: self._precision_of(precisions, op) != "float")
 
@@ -133,8 +142,10 @@ class PlanModel:
                 else dict.fromkeys(self._edges(precisions, term.value), q)
             )
             base = self.sketch.base
-            held = [(term.value, r.op) for r in self.graph.value(term.value).readers]
-            for edge in {**edges, **{e: None for e in held if e in base and e not in edges}}:
+            for edge in {
+                **edges,
+                **{e: None for e in self._possible(term.value) if e in base and e not in edges},
+            }:
                 asked = edges.get(edge)
                 if asked != base.get(edge):
                     c = self.sketch.c.get(Unit(*edge, asked))

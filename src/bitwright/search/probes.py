@@ -27,7 +27,7 @@ def draw_probes(reference: Tensor, count: int, seed: int, first_image: int) -> T
 def _orthogonal(size: int, count: int, seed: int) -> Tensor:
     """`[count, size]` float64."""
     generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(count, size, generator=generator, dtype=torch.float64)
+    z = torch.stack([torch.randn(size, generator=generator, dtype=torch.float64) for _ in range(count)])
     q, r = torch.linalg.qr(z.T)
     # The signs make the draw uniform: QR alone fixes those of R's diagonal.
     made: Tensor = (q * torch.sign(torch.diagonal(r))).T * size**0.5

@@ -17,7 +17,8 @@ from bitwright.search.losses import LOSSES, Divergence, Loss
 #: A user's post-processing: output name -> array with a batch of one, to a dictionary of the same form.
 PostProcess = Callable[[dict[str, npt.NDArray[Any]]], Mapping[str, Any]]
 
-_COSINE = LOSSES.get("cosine", where="loss")
+#: What similarities are made of, whatever loss ranks operators.
+COSINE = LOSSES.get("cosine", where="loss")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Similarity:
     weights: Mapping[str, float] = field(default_factory=dict)
     post_process: PostProcess | None = None
     half: bool = False
-    loss: Loss = _COSINE
+    loss: Loss = COSINE
     #: Outputs that are probabilities, which only KL divergence asks.
     probabilities: frozenset[str] = frozenset()
 
@@ -41,7 +42,7 @@ class Similarity:
 
         *reference*: name -> `[n, ...]`; *outputs*: name -> `[k * n, ...]`, k variants stacked. *returns*: `[k, n]` float64.
         """
-        return 1 - self.scale * self._measured(_COSINE, reference, outputs)
+        return 1 - self.scale * self._measured(COSINE, reference, outputs)
 
     def losses(self, reference: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Tensor:
         """The loss of each sample: 1 - similarity, or what *loss* says. Shapes as above."""
@@ -50,7 +51,7 @@ class Similarity:
     @property
     def loss_scale(self) -> float:
         """What the loss of an output is multiplied by."""
-        return self.scale if self.loss == _COSINE else 1.0
+        return self.scale if self.loss == COSINE else 1.0
 
     @property
     def scale(self) -> float:
