@@ -247,6 +247,17 @@ def test_operators_without_a_gradient_are_listed_with_the_reason(module: type[nn
     assert {r.name for r in rows} == set(plan.groups)
 
 
+def test_what_quantizes_without_an_error_is_no_operator_without_a_gradient() -> None:
+    """A bias of zeros: its `c` is zero because nothing changes."""
+    module = randomised(Residual())
+    with torch.no_grad():
+        module.project.bias.zero_()
+    evaluator, solver, plan = bench(module, pictures())
+    candidates = candidate_reads(evaluator.graph, plan, solver.solve, ["max"])
+    _, unreachable = sketch_sensitivity(ErrorSketch(evaluator), plan, candidates)
+    assert unreachable == {}
+
+
 def test_verified_rows_are_measured_and_ranked_anew_until_the_top_is_all_exact() -> None:
     evaluator, solver, plan = bench(randomised(Residual()), pictures())
     candidates = candidate_reads(evaluator.graph, plan, solver.solve, METHODS)

@@ -49,13 +49,13 @@ def with_precisions(solver, plan, precisions):
 # --- the model of plans ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("allowed", "tolerance"), [(("int8", "float"), 1e-9), (WIDE, 0.02)])
+@pytest.mark.parametrize(("allowed", "tolerance"), [(("int8", "float"), 1e-9), (WIDE, 0.04)])
 @pytest.mark.parametrize("base", [False, True], ids=["around float", "around int8"])
 @pytest.mark.parametrize(("module", "data"), NETWORKS, ids=IDS)
 def test_the_model_of_any_plan_agrees_with_the_sketch_of_the_solved_plan(
     module, data, base: bool, allowed, tolerance: float
 ) -> None:
-    """The step of a bias depends on the widths of two neighbours, of which the model knows uniform ones only: a percent or so."""
+    """The step of a bias depends on the widths of two neighbours, of which the model knows uniform ones only: a few percent."""
     evaluator, solver, plan, sketch, options = setting(module, data, base=base, target="onnxruntime")
     assert {p for o in options.values() for p in o} == set(WIDE)
     options = {g: [p for p in o if p in allowed] for g, o in options.items()}

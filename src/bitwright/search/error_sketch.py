@@ -140,6 +140,7 @@ class ErrorSketch:
         chunk = _Chunk(self, inputs, index, first_image=first_image)
         found.c.append(chunk.c)
         found.reached.append(chunk.reached)
+        found.blind.append(chunk.blind)
         found.offset.append(chunk.offset)
         found.losses.append(chunk.losses)
         self.evaluator.count(inputs, 1.0)
@@ -147,16 +148,16 @@ class ErrorSketch:
     def _take(self, units: Sequence[Unit], found: Pass) -> None:
         self.images = found.images
         self.offset, self.base_losses = torch.cat(found.offset, 1), torch.cat(found.losses)
-        reached = torch.stack(found.reached).any(0).tolist()
-        for unit, c, there in zip(units, torch.cat(found.c, 2), reached, strict=True):
-            self._keep(unit, c, there)
+        reached, blind = (torch.stack(x).any(0).tolist() for x in (found.reached, found.blind))
+        for unit, c, there, unseen in zip(units, torch.cat(found.c, 2), reached, blind, strict=True):
+            self._keep(unit, c, reached=there, blind=unseen)
 
-    def _keep(self, unit: Unit, c: Tensor, reached: bool) -> None:
-        if not reached:
-            self.unreachable[unit] = "no gradient leads from it to an output that is scored"
-        elif not bool(torch.isfinite(c).all()):
+    def _keep(self, unit: Unit, c: Tensor, *, reached: bool, blind: bool) -> None:
+        if not bool(torch.isfinite(c).all()):
             self.unreachable[unit] = "its gradient is not finite"
-        elif not bool(c.any()):
+        elif blind and not reached:
+            self.unreachable[unit] = "no gradient leads from it to an output that is scored"
+        elif blind and not bool(c.any()):
             self.unreachable[unit] = "its gradient is zero for every sample and probe"
         else:
             self.c[unit] = c
@@ -208,7 +209,9 @@ class ErrorSketch:
 
 
 class _Chunk:
-    """The `c` of all units of *index* on one chunk of images: `[units, rows, n]` float64. *reached*: units that a gradient came to."""
+    """The `c` of all units of *index* on one chunk of images: `[units, rows, n]` float64. *reached*: units that a gradient came to;
+    *blind*: those that have an error, of which `c` says nothing.
+    """
 
     def __init__(
         self, sketch: ErrorSketch, inputs: Mapping[str, Tensor], index: UnitIndex, *, first_image: int
@@ -244,6 +247,16 @@ class _Chunk:
                 arrived.clear()
         self.c = index.as_asked(torch.from_numpy(c))
         self.reached = index.as_asked(torch.from_numpy(reached))
+        self.blind = index.as_asked(torch.from_numpy(_blind(errors, c)))
+
+
+def _blind(errors: LocalErrors, c: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    silent = ~np.asarray(c.any((1, 2)))
+    blind = np.zeros(len(c), bool)
+    for _, group in errors.groups:
+        if silent[group.places].any():
+            blind[group.places] |= silent[group.places] & group.any().cpu().numpy()
+    return blind
 
 
 def _sort_in(

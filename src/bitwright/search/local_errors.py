@@ -41,6 +41,10 @@ class ErrorGroup:
             return torch.bmm(g.unsqueeze(1), self.errors.transpose(1, 2)).squeeze(1).T
         return self.errors[0] @ self._by_channel(gradient).T
 
+    def any(self) -> Tensor:
+        """Which units have an error at all: `[units]` bool."""
+        return self.errors.ne(0).any(2).any(0)
+
     def _by_channel(self, gradient: Tensor) -> Tensor:
         """The gradient summed over positions: `[n, channels]`."""
         assert self.channel_axis is not None

@@ -6,7 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +28,13 @@ class Unit(NamedTuple):
 
 @dataclass
 class Pass:
-    """One pass over the images, chunk by chunk. *c*: `[units, rows, n]`; *reached*: `[units]`; *offset*: `[rows, n]`;
-    *losses*: `[n]`; all float64 or bool."""
+    """One pass over the images, chunk by chunk. *c*: `[units, rows, n]`; *reached*: whether a gradient came to a unit, `[units]`; *blind*:
+    whether it has an error of which `c` says nothing, `[units]`; *offset*: `[rows, n]`; *losses*: `[n]`; all float64 or bool.
+    """
 
     c: list[Tensor] = field(default_factory=list)
     reached: list[Tensor] = field(default_factory=list)
+    blind: list[Tensor] = field(default_factory=list)
     offset: list[Tensor] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
 
@@ -89,7 +91,7 @@ class SketchFile:
                     return
                 for i, entry in enumerate(head["passes"]):
                     chunks = range(entry["chunks"])
-                    names = ("c", "reached", "offset", "losses")
+                    names = [f.name for f in fields(Pass)]
                     p = Pass(*([torch.from_numpy(held[f"{i}/{n}/{j}"]) for j in chunks] for n in names))
                     units = tuple(_unit(u) for u in entry["units"])
                     self.passes.append((units, p, bool(entry["whole"])))

@@ -1,0 +1,44 @@
+"""Fixtures of the command line's tests."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.unit.cli_cases import CLASSES, SAMPLES, Command, Outcome, make_model
+
+from bitwright.cli.main import run
+
+
+@pytest.fixture
+def bitwright(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    def call(*arguments: object) -> Outcome:
+        status = run([str(a) for a in arguments])
+        return Outcome(status, *capsys.readouterr())
+
+    with warnings.catch_warnings():
+        yield call
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model") / "net.onnx")
+
+
+@pytest.fixture(scope="module")
+def x() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return np.random.default_rng(0).standard_normal((SAMPLES, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def data(
+    tmp_path_factory: pytest.TempPathFactory, x: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+) -> Path:
+    path = tmp_path_factory.mktemp("data") / "samples.npz"
+    np.savez(path, x=x, label=np.arange(SAMPLES) % CLASSES)
+    return path
