@@ -128,6 +128,18 @@ def test_every_operator_of_a_real_torch_network_is_proved(
 
 
 @pytest.mark.shared
+@pytest.mark.parametrize("network", ["cifar10_resnet20", "kwt1_fsdd10"])
+def test_a_network_with_int4_weights_is_proved(shared: ModuleType, network: str) -> None:
+    graph = prepared(load_onnx(DATA / "models" / f"{network}.onnx"))
+    batches = [{graph.info.inputs[0].name: x} for x in pictures(shared, network)]
+    plan = planned(
+        graph, batches, "onnxruntime", lambda g: dict.fromkeys(g.op_names[: len(g.op_names) // 2], "w4a8")
+    )
+    assert {e.precision for e in plan.ops.values() if e.quantizable} == {"w4a8", "int8"}
+    prove(graph, batches, plan)
+
+
+@pytest.mark.shared
 @pytest.mark.parametrize("target", ["onnxruntime", "journey6"])
 def test_a_network_of_mixed_precisions_is_proved(shared: ModuleType, target: str) -> None:
     def every_other(graph: Graph) -> dict[str, str]:
