@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.shared import data_folder
 from bitwright.flow.bench import Bench, open_dataset
 from bitwright.flow.settings import Settings
+from bitwright.graph.graph import Graph
+from bitwright.importers.from_torch import capture
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Network:
     """*calibration*: samples `[1, ...]`; *test*: dictionaries `input`, `label`."""
 
     name: str
-    model: Path
+    model: Path | Graph
     calibration: list[Any]
     test: list[dict[str, Any]]
     measured_on: str
@@ -42,18 +45,23 @@ def mobilenetv2(load: Any) -> Network:
     return Network("mobilenetv2", model, calibration, test, "450 ImageNet pictures")
 
 
-def _cifar(load: Any, name: str, model: str, prepare: Callable[[Any], Any]) -> Network:
+def _cifar(load: Any, name: str, model: str | nn.Module, prepare: Callable[[Any], Any]) -> Network:
     train, _ = load.jpeg_set("cifar10_jpeg_train15k.npz")
     pictures, labels = load.jpeg_set("cifar10_jpeg_test_even5k.npz")
     chosen = np.random.default_rng(0).permutation(len(train))[:100]
     calibration = [torch.from_numpy(prepare(train[i : i + 1])) for i in chosen]
     x = torch.from_numpy(prepare(pictures[:2000]))
     test = [{"input": x[i : i + 1], "label": int(labels[i])} for i in range(len(x))]
-    return Network(name, data_folder() / "models" / model, calibration, test, "2000 CIFAR-10 pictures")
+    network = data_folder() / "models" / model if isinstance(model, str) else capture(model, x[:2])
+    return Network(name, network, calibration, test, "2000 CIFAR-10 pictures")
 
 
 def resnet20(load: Any) -> Network:
     return _cifar(load, "resnet20", "cifar10_resnet20.onnx", load.prep_cifar_resnet)
+
+
+def resnet32(load: Any) -> Network:
+    return _cifar(load, "resnet32", load.cifar10_resnet(32), load.prep_cifar_resnet)
 
 
 def cct(load: Any) -> Network:
@@ -83,5 +91,5 @@ def kwt1_clean(load: Any) -> Network:
 
 #: Name -> a function of the data's loader.
 NETWORKS: dict[str, Callable[[Any], Network]] = {
-    f.__name__: f for f in (mobilenetv2, resnet20, cct, kwt1, kwt1_clean)
+    f.__name__: f for f in (mobilenetv2, resnet20, resnet32, cct, kwt1, kwt1_clean)
 }
