@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bitwright.exporters.onnx_float import export_float as export_float
     from bitwright.exporters.onnx_qdq import export_qdq as export_qdq
     from bitwright.flow.calibration import run_calibration as run_calibration
+    from bitwright.flow.joint import run_joint as run_joint
     from bitwright.flow.search import run_mixed as run_mixed
     from bitwright.flow.search import run_sensitivity as run_sensitivity
     from bitwright.flow.settings import Settings as Settings
@@ -39,14 +40,20 @@ if TYPE_CHECKING:
     from bitwright.rewrite.fold_batchnorm import fold_batchnorm as fold_batchnorm
     from bitwright.runtime.session import Session as Session
     from bitwright.runtime.verify import verify as verify
+    from bitwright.search.error_sketch import ErrorSketch as ErrorSketch
     from bitwright.search.evaluator import Evaluator as Evaluator
+    from bitwright.search.interactions import explain as explain
     from bitwright.search.mixed_precision import search_mixed_precision as search_mixed_precision
+    from bitwright.search.sensitivity import candidate_reads as candidate_reads
     from bitwright.search.sensitivity import measure_sensitivity as measure_sensitivity
     from bitwright.search.similarity import Similarity as Similarity
+    from bitwright.search.sketched import sketch_sensitivity as sketch_sensitivity
+    from bitwright.search.thresholds import joint_thresholds as joint_thresholds
 
 _HOMES = {
     "BitwrightError": "errors",
     "Dataset": "data",
+    "ErrorSketch": "search.error_sketch",
     "Evaluator": "search.evaluator",
     "Graph": "graph.graph",
     "ImageOptions": "data",
@@ -59,21 +66,26 @@ _HOMES = {
     "Statistics": "calibrate.statistics",
     "Target": "plan.target",
     "assign": "plan.assign",
+    "candidate_reads": "search.sensitivity",
     "capture": "importers.from_torch",
     "collect": "calibrate.collect",
     "decompose_attention": "rewrite.decompose_attention",
+    "explain": "search.interactions",
     "export_float": "exporters.onnx_float",
     "export_qdq": "exporters.onnx_qdq",
     "fold_batchnorm": "rewrite.fold_batchnorm",
+    "joint_thresholds": "search.thresholds",
     "load_onnx": "importers.from_onnx",
     "load_target": "plan.target",
     "measure_sensitivity": "search.sensitivity",
     "open_data": "data",
     "quantized_reads": "plan.reads",
     "run_calibration": "flow.calibration",
+    "run_joint": "flow.joint",
     "run_mixed": "flow.search",
     "run_sensitivity": "flow.search",
     "search_mixed_precision": "search.mixed_precision",
+    "sketch_sensitivity": "search.sketched",
     "tune": "flow.tune",
     "verify": "runtime.verify",
 }
