@@ -21,8 +21,9 @@ from bitwright.flow.bench import Bench, open_bench
 from bitwright.flow.progress import Silence
 from bitwright.flow.settings import Settings
 from bitwright.graph.replay import Reads
+from bitwright.numerics.affine import qparams_from_range
 from bitwright.numerics.dtype import DType
-from bitwright.numerics.spec import QParams, qparams_from_range
+from bitwright.numerics.spec import QParams
 from bitwright.plan.reads import quantized_reads
 from bitwright.report.curves import Curve
 from bitwright.report.page import Page, Section, write_page

@@ -3,7 +3,7 @@
     python -m benchmarks.sketch_quality [mobilenetv2 | kwt1 | resnet20 | resnet32 | cct]
 
 exact: the largest exact losses of single operators. sketch: the largest sketched ones. joint: the sketch's joint optimisation with one new
-linearisation, true runs deciding. walk: the mixed-precision walk with that many operators at most. All begin with the same int8 network
+linearisation, and its single ones beside it, true runs deciding: what `search --budget ops=N` does. walk: the mixed-precision walk with that many operators at most. All begin with the same int8 network
 (largest magnitudes as thresholds, target generic-int8). Similarity and top-1 are those of the labelled test data, which no way has seen; MobileNetV2
 searches on 50 pictures and is measured on 450 others.
 """
@@ -11,6 +11,7 @@ searches on 50 pictures and is measured on 450 others.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.networks import NETWORKS, Network, with_labels
@@ -21,11 +22,11 @@ from bitwright.flow.progress import Silence
 from bitwright.flow.settings import Settings
 from bitwright.plan.cost import measure_costs
 from bitwright.plan.plan import Plan
-from bitwright.search.choose import float_top
+from bitwright.search.choose import float_top, widest_top
 from bitwright.search.error_sketch import ErrorSketch
 from bitwright.search.joint_precision import Goal, JointPrecision
 from bitwright.search.mixed_precision import search_mixed_precision
-from bitwright.search.sensitivity import candidate_reads, measure_sensitivity
+from bitwright.search.sensitivity import Sensitivity, candidate_reads, measure_sensitivity
 from bitwright.search.sketched import sketch_sensitivity
 from bitwright.search.state import SearchState
 
@@ -33,12 +34,15 @@ COUNTS = (1, 2, 5, 10)
 METHOD = "max"
 
 
-def joint(bench: Bench, sketch: ErrorSketch, count: int) -> Plan:
+def joint(bench: Bench, sketch: ErrorSketch, singles: Sequence[Sensitivity], count: int) -> Plan:
     options = {g: ["int8", "float"] for g in bench.plan.groups}
     costs = measure_costs(bench.graph, bench.plan, bench.target, "ops")
     search = JointPrecision(bench.evaluator, bench.plan, bench.solver.solve, options, costs)  # type: ignore[arg-type]
     found = search.search(
-        sketch, Goal(None, count), around=lambda reads: ErrorSketch(bench.evaluator, base=reads)
+        sketch,
+        Goal(None, count),
+        around=lambda reads: ErrorSketch(bench.evaluator, base=reads),
+        alternatives=[widest_top(singles, options, costs, count)],  # type: ignore[arg-type]
     )
     return found.choice.plan
 
@@ -67,7 +71,7 @@ def measure(network: Network) -> dict[str, Any]:
         plans |= {
             f"exact {count}": float_top(bench.evaluator, plan, exact, count, solve).plan,
             f"sketch {count}": float_top(bench.evaluator, plan, singles, count, solve).plan,
-            f"joint {count}": joint(bench, sketch, count),
+            f"joint {count}": joint(bench, sketch, singles, count),
             f"walk {count}": walk(bench, count),
         }
     labelled = with_labels(bench, network, settings)

@@ -195,6 +195,16 @@ def test_all_precisions_that_the_target_has_are_used(
     assert summary["mixed"]["cosine"] >= 0.99
 
 
+def test_without_a_sketch_only_operators_can_be_budgeted(
+    bitwright: Command, model: Path, data: Path, tmp_path: Path
+) -> None:
+    line = ("search", model, "--data", data, "-o", tmp_path, "--method", "exact", *INT8)
+    assert "ops=N where operators are not sketched" in bitwright(*line, "--budget", "macs=0.2").error
+    done = bitwright(*line, "--budget", "ops=2")
+    assert done.status == 0
+    assert len(json.loads((tmp_path / "summary.json").read_text())["float_ops"]) <= 2
+
+
 def test_latency_needs_a_target_with_figures(
     bitwright: Command, model: Path, data: Path, tmp_path: Path
 ) -> None:

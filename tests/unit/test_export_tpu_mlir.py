@@ -62,6 +62,18 @@ def test_the_qtable_lists_every_member_of_the_float_groups(tmp_path: Path) -> No
     assert read_qtable(tmp_path / "q") == {"conv1": "F32", "relu1": "F32", "fc": "F32"}
 
 
+def test_the_qtable_gives_int4_weights_their_mode_and_names_int16_in_comments(tmp_path: Path) -> None:
+    graph = residual()
+    plan = solved(
+        graph, "onnxruntime", asked={"conv1": "w4a8", "relu1": "int8", "fc": "int16", "conv2": "float"}
+    )
+    write_qtable(tmp_path / "q", graph, plan, samples=1)
+    assert read_qtable(tmp_path / "q") == {"conv1": "W4INT8", "relu1": "W4INT8", "conv2": "F32"}
+    text = (tmp_path / "q").read_text()
+    assert "# number of F32 layer: 1\n" in text
+    assert "# int16, which has no mode here: fc\n" in text
+
+
 def test_the_qtable_of_an_all_quantized_plan_has_no_rows(tmp_path: Path) -> None:
     graph = residual()
     write_qtable(tmp_path / "q", graph, solved(graph, "generic-int8"), samples=1)

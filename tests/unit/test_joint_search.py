@@ -19,11 +19,13 @@ from bitwright.plan.assign import allowed_precisions
 from bitwright.plan.cost import measure_costs
 from bitwright.plan.reads import quantized_reads
 from bitwright.plan.target import load_target
+from bitwright.search.choose import float_top, widest_top
 from bitwright.search.error_sketch import ErrorSketch
 from bitwright.search.interactions import explain
 from bitwright.search.joint_precision import Goal, JointPrecision
 from bitwright.search.optimize import Optimizer
 from bitwright.search.plan_model import PlanModel
+from bitwright.search.sensitivity import measure_sensitivity
 from bitwright.search.thresholds import FACTORS, joint_thresholds, sketch_loss
 
 NETWORKS = [(Residual, pictures), (Block, tokens)]
@@ -179,6 +181,22 @@ def test_a_target_out_of_reach_gives_the_best_plan_and_says_so() -> None:
     assert not found.reached
     assert len(found.choice.groups) <= 2
     assert found.choice.similarity == max(t.similarity for t in found.choice.tried)
+
+
+def test_within_a_budget_the_result_is_no_worse_than_the_most_sensitive_operators_alone() -> None:
+    evaluator, solver, plan, sketch, _ = setting(Block, tokens)
+    options = {g: ["int8", "float"] for g in plan.groups}
+    costs = measure_costs(evaluator.graph, plan, load_target("generic-int8"), "ops")
+    rows = measure_sensitivity(evaluator, plan, solver.solve, methods=["max"])
+    for limit in (1, 2, 4):
+        singles = widest_top(rows, options, costs, limit)
+        assert list(singles) == [r.name for r in rows[:limit]]
+        search = JointPrecision(evaluator, plan, solver.solve, options, costs)
+        found = search.search(sketch, Goal(None, limit), alternatives=[singles])
+        assert (
+            found.choice.similarity >= float_top(evaluator, plan, rows, limit, solver.solve).similarity - 1e-9
+        )
+        assert any(dict(t.groups) == singles for t in found.choice.tried)
 
 
 def test_where_prediction_and_truth_part_the_network_is_linearised_anew() -> None:

@@ -76,11 +76,10 @@ def run(
         if found.skipped:
             print(f"int8 alone has cosine {found.int8:.6f}: nothing to search.")
         else:
-            floats = found.choice.float_groups
-            table = sensitivity_table(found.rows, floats, found.metrics)
+            table = sensitivity_table(found.rows, found.choice.plan, found.metrics)
             shown = replace(table, columns=tuple(c for c in table.columns if c.key not in _NOT_SHOWN))
             print_table(shown, limit=_ROWS, more=str(folder / "sensitivity.csv"))
-            print_choice(floats, int8=found.int8, mixed=found.choice.similarity)
+            print_choice(found.choice.float_groups, int8=found.int8, mixed=found.choice.similarity)
         print_files(folder, *SEARCH_FILES)
     sys.stdout.flush()
     return verdict(found.reached, found.choice.similarity, settings.expected_cos, folder)

@@ -63,24 +63,28 @@ def write_qtable(
     float_mode: str = "F32",
     created: datetime | None = None,
 ) -> None:
-    """Write the operators of *plan*'s float groups, every member. *float_mode*: what they shall be computed in.
+    """Write the operators of *plan*'s groups that are not int8, every member. *float_mode*: what float ones shall be computed in; those with
+    int4 weights are W4INT8, those at int16, for which there is no mode, are named in comments.
 
     *samples*: how many the search looked at (for the header). *created*: default now. *raises* `OutputError` if *path*
     cannot be written.
     """
-    members = [op for group in plan.float_groups for op in plan.groups[group]]
+    modes = {"float": float_mode, "w4a8": "W4INT8"}
+    rows = [(op, plan.precision(g)) for g, members in plan.groups.items() for op in members]
+    listed = [(op, modes[p]) for op, p in rows if p in modes]
     lines = [
         _created(created),
         f"# sample number: {samples}",
         f"# chip: {plan.target}  mix_mode: {float_mode}",
-        f"# number of {float_mode} layer: {len(members)}",
+        f"# number of {float_mode} layer: {sum(mode == float_mode for _, mode in listed)}",
         "# rows bear the name of the operator's output tensor",
+        *(f"# int16, which has no mode here: {op}" for op, p in rows if p == "int16"),
         "###",
         "# op_name   quantize_mode",
     ]
-    for op in members:
+    for op, mode in listed:
         value = _name(next(o for o in graph.op(op).outputs if o))
-        lines += [f"# operator {op}"] * (op != value) + [f"{value} {float_mode}"]
+        lines += [f"# operator {op}"] * (op != value) + [f"{value} {mode}"]
     write_text(path, "\n".join(lines) + "\n")
 
 

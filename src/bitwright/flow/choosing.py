@@ -16,7 +16,7 @@ from bitwright.plan.cost import measure_costs
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
 from bitwright.plan.target import Precision
-from bitwright.search.choose import Tried, float_until, unchanged
+from bitwright.search.choose import Tried, float_until, unchanged, widest_top
 from bitwright.search.compare_plans import compare_plans
 from bitwright.search.error_sketch import ErrorSketch
 from bitwright.search.joint_precision import Goal, JointPrecision, RunMany
@@ -76,24 +76,31 @@ def choose_precisions(
         watcher.advance(1, f"{tried.similarity:.6f} with {len(tried.groups)} changed: {changed:.60}")
 
     if ranking.sketch is None:
-        limit = usual_limit if settings.max_float_ops is None else settings.max_float_ops
+        if settings.cost != "ops":
+            raise DataError(
+                f"--budget {settings.cost}=…",
+                expected="ops=N where operators are not sketched",
+                found=settings.cost,
+                remedy="Use --method sketch+verify on a network that gradients lead through, or --budget ops=N.",
+            )
         choice = float_until(
             bench.evaluator,
             tuned.plan,
             ranking.rows,
             bench.solver.solve,
             target=math.inf if target is None else target,
-            limit=limit,
+            limit=int(cost_limit(settings, usual_limit)),
             progress=lambda group, cosine: watcher.advance(1, f"{group}: {cosine:.6f}"),
         )
         return Chosen(tuned, True, choice, target is None or choice.similarity >= target)
     costs = measure_costs(bench.graph, tuned.plan, bench.target, settings.cost)
     sketch, apart = _by_cosine(bench, ranking.sketch, ranking.apart, settings)
+    options, limit = precision_options(bench, tuned.plan, settings), cost_limit(settings, usual_limit)
     search = JointPrecision(
         bench.evaluator,
         tuned.plan,
         bench.solver.solve,
-        precision_options(bench, tuned.plan, settings),
+        options,
         costs,
         start=tuned.cosine,
         apart=apart,
@@ -102,10 +109,11 @@ def choose_precisions(
     )
     found = search.search(
         sketch,
-        Goal(target, cost_limit(settings, usual_limit)),
+        Goal(target, limit),
         around=lambda reads: ErrorSketch(
             sketch.evaluator, probes=settings.probes, seed=settings.seed, base=reads
         ),
+        alternatives=[] if target is not None else [widest_top(ranking.rows, options, costs, limit)],
         verify_all=verify_all,
     )
     return Chosen(tuned, True, found.choice, target is None or found.reached, found.parted, costs)

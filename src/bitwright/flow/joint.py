@@ -219,7 +219,7 @@ def _write(folder: Path, result: JointSearch) -> None:
     unit = "" if result.chosen.costs is None else f"Cost: {result.chosen.costs.unit}."
     sections = [
         Section(pareto, curve=curve, note=unit),
-        Section(sensitivity_table(result.rows, result.choice.float_groups), bar=("name", "loss")),
+        Section(sensitivity_table(result.rows, result.choice.plan), bar=("name", "loss")),
     ]
     if result.explanation is not None:
         interactions = interaction_table(result.explanation)

@@ -51,9 +51,9 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def sensitivity_table(
-    rows: Sequence[Sensitivity], floats: Sequence[str], metrics: Mapping[str, float] | None = None
+    rows: Sequence[Sensitivity], plan: Plan, metrics: Mapping[str, float] | None = None
 ) -> Table:
-    """Rank, operator, loss by method, best method, precision in the mixed model; the user's metric where there is one."""
+    """Rank, operator, loss by method, best method, precision in *plan*, the mixed one; the user's metric where there is one."""
     methods = list(rows[0].losses) if rows else []
     columns = (
         Column("rank", "rank"),
@@ -81,7 +81,7 @@ def sensitivity_table(
             "measured": r.loss if r.exact else None,
             "error": r.errors[r.method],
             "metric": (metrics or {}).get(r.name),
-            "precision": "float" if r.name in floats else "int8",
+            "precision": plan.precision(r.name),
             "members": " ".join(r.members),
         }
         for rank, r in enumerate(rows, start=1)
@@ -159,7 +159,7 @@ def write_search(
 ) -> None:
     """`NAME_qtable`, `new_cali_table`, `sensitivity.csv` and `search.log`."""
     write_tables(folder, bench, choice.plan)
-    write_text(folder / "sensitivity.csv", sensitivity_table(rows, choice.float_groups, metrics).to_csv())
+    write_text(folder / "sensitivity.csv", sensitivity_table(rows, choice.plan, metrics).to_csv())
     write_text(folder / "search.log", _log(bench, rows, choice, int8))
 
 
@@ -240,7 +240,7 @@ def versions() -> dict[str, str]:
 def tune_page(result: Tuned) -> Page:
     """The report: the final table, the losses, the proof."""
     bench = result.bench
-    sensitivity = sensitivity_table(result.rows, result.choice.float_groups)
+    sensitivity = sensitivity_table(result.rows, result.choice.plan)
     refused = Table(
         "Not granted by the target",
         (Column("op", "operator"), Column("why", "reason")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from bitwright.plan.cost import Costs
 from bitwright.plan.plan import Plan
 from bitwright.plan.target import Precision
 from bitwright.search.evaluator import Evaluator
@@ -44,6 +45,20 @@ class Choice:
 def unchanged(plan: Plan, similarity: float) -> Choice:
     """The choice to leave *plan* as it is."""
     return Choice(plan, similarity, {}, (Tried(plan, {}, similarity, cost=0.0),))
+
+
+def widest_top(
+    rows: Sequence[Sensitivity], options: Mapping[str, Sequence[Precision]], costs: Costs, limit: float
+) -> dict[str, Precision]:
+    """The widest precision for the most sensitive groups, in the order of *rows*, each as long as *limit* is not exceeded."""
+    chosen: dict[str, Precision] = {}
+    left = limit
+    for name in (r.name for r in rows if r.name in options):
+        widest = options[name][-1]
+        price = costs.of[name][widest]
+        if 0 < price <= left:
+            chosen[name], left = widest, left - price
+    return chosen
 
 
 def float_top(

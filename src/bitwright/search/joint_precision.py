@@ -83,20 +83,24 @@ class JointPrecision:
         *,
         around: SketchAround | None = None,
         rounds: int = 1,
+        alternatives: Sequence[Mapping[str, Precision]] = (),
         verify_all: bool = False,
     ) -> JointResult:
-        """Draw the front, verify where the target is met; where truth and prediction part, linearise around that plan with
-        *around* and draw it again, at most *rounds* times. *verify_all*: run every plan of the front (for a Pareto front).
+        """Draw the front, verify where the target is met; where truth and prediction part, or there is no target to stop at, linearise
+        around that plan with *around* and draw it again, at most *rounds* times. *alternatives*: precisions of other plans to run.
+        *verify_all*: run every plan of the front (for a Pareto front).
         """
         parted: list[float] = []
         for attempt in range(rounds + 1):
             points = self._front(sketch, goal)
             at = self._decide(points, goal)
             factor = self._factor(points[at])
-            if factor <= PARTED or around is None or attempt == rounds:
+            if around is None or attempt == rounds or (factor <= PARTED and goal.target is not None):
                 break
-            parted.append(factor)
+            parted += [factor] if factor > PARTED else []
             sketch = around(quantized_reads(self.evaluator.graph, self._run(points[at]).plan))
+        for precisions in alternatives:
+            self._run_alternative(precisions)
         if verify_all:
             self._run_all(points)
         return self._result(goal, tuple(parted))
@@ -147,6 +151,14 @@ class JointPrecision:
             self._record(point, plan, self.evaluator.evaluate(plan))
         return self._true[key]
 
+    def _run_alternative(self, precisions: Mapping[str, Precision]) -> None:
+        changed = {g: p for g, p in precisions.items() if p != self._base[g]}
+        key = frozenset(changed.items())
+        if key not in self._true:
+            plan = self._with(changed, "sensitive alone, by the ranking of single operators")
+            cost = self.costs.total({**self._base, **changed})
+            self._tell(key, Tried(plan, changed, self.evaluator.evaluate(plan), cost=cost))
+
     def _run_all(self, points: Sequence[Point]) -> None:
         missing = {self._key(p): p for p in points if self._key(p) not in self._true}
         plans = {str(i): self._solved(p) for i, p in enumerate(missing.values())}
@@ -159,15 +171,22 @@ class JointPrecision:
             self._record(point, plans[str(i)], found[str(i)])
 
     def _solved(self, point: Point) -> Plan:
-        plan, changed = self.plan, self._changed(point)
+        cosine = 1 - point.predicted
+        return self._with(self._changed(point), f"joint search: predicted cosine of the network {cosine:.6f}")
+
+    def _with(self, changed: Mapping[str, Precision], why: str) -> Plan:
+        plan = self.plan
         for precision in dict.fromkeys(changed.values()):
             groups = [g for g, p in changed.items() if p == precision]
-            plan = plan.with_precision(groups, precision, _why(precision, point.predicted))
+            plan = plan.with_precision(groups, precision, why)
         return self.solve(plan)
 
     def _record(self, point: Point, plan: Plan, similarity: float) -> None:
         tried = Tried(plan, self._changed(point), similarity, 1 - point.predicted, point.cost)
-        self._true[self._key(point)] = tried
+        self._tell(self._key(point), tried)
+
+    def _tell(self, key: frozenset[tuple[str, Precision]], tried: Tried) -> None:
+        self._true[key] = tried
         if self._on_true_run:
             self._on_true_run(tried)
 
@@ -187,7 +206,3 @@ class JointPrecision:
 
 def _cost(tried: Tried) -> float:
     return tried.cost or 0.0
-
-
-def _why(precision: Precision, predicted: float) -> str:
-    return f"joint search: {precision} here brings the network to a predicted cosine of {1 - predicted:.6f}"
