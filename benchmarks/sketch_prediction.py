@@ -53,10 +53,12 @@ def random_plans(bench: Bench, bits: int, rng: np.random.Generator) -> list[Read
     solved = {m: bench.solver.solve(bench.plan.with_methods(dict.fromkeys(activations, m))) for m in METHODS}
     found: list[Reads] = []
     memo: dict[tuple[int, int], QParams] = {}
-    for _ in range(PLANS):
+    while len(found) < PLANS:
         share, plan = rng.uniform(0.05, 1.0), solved[METHODS[rng.integers(len(METHODS))]]
         left = [g for g in plan.groups if rng.random() > share]
         reads = quantized_reads(bench.graph, plan.with_precision(left, "float", "random"))
+        if not reads:
+            continue
         found.append({e: memo.setdefault((id(q), bits), narrowed(q, bits)) for e, q in reads.items()})
     return found
 

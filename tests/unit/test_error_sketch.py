@@ -141,7 +141,9 @@ def test_the_standard_error_is_what_seeds_differ_by() -> None:
             found.append(sketch.predict(reads))
         spread = torch.tensor([p.loss for p in found]).std()
         told = torch.tensor([p.error**2 for p in found]).mean().sqrt()
-        assert told == pytest.approx(float(spread), rel=0.45), probes
+        # One probe cannot tell how independent roundings even out: there it is an upper bound.
+        low, high = (0.8, 2.5) if probes == 1 else (0.6, 1.5)
+        assert low * spread < told < high * spread, probes
 
 
 def test_one_probe_and_one_image_give_a_finite_error() -> None:
@@ -182,9 +184,9 @@ def test_around_a_quantized_base_the_loss_of_the_base_is_exact_and_changes_are_t
     sketch = ErrorSketch(evaluator, probes=10, base=base)
     first = next(iter(plan.groups))
     without = solver.solve(plan.with_precision([first], "float", ""))
-    sketch.measure(sketch.missing([quantized_reads(evaluator.graph, without)]))
+    sketch.measure(sketch.missing([base, quantized_reads(evaluator.graph, without)]))
 
-    assert sketch.units_of(base) == []
+    assert all(u.qparams is None for u in sketch.units_of(base))
     assert sketch.predict(base).loss == pytest.approx(true_loss(evaluator, plan), rel=1e-5)
     told = sketch.predict(quantized_reads(evaluator.graph, without)).loss
     assert told == pytest.approx(true_loss(evaluator, without), rel=0.35)
@@ -213,6 +215,18 @@ class _Rounded(nn.Module):
         return self.second(torch.round(3 * self.first(x.mean(1))))
 
 
+class _MostlyRounded(nn.Module):
+    """A small path with a gradient beside the rounding that carries nearly all of the effect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x.mean(1))
+        return self.second(torch.round(2 * h) + 0.01 * h)
+
+
 class _RootOfZero(nn.Module):
     """A square root at zero, whose gradient is infinite, times zero: NaN."""
 
@@ -236,7 +250,12 @@ class _Argmax(nn.Module):
 
 @pytest.mark.parametrize(
     ("module", "why"),
-    [(_Rounded, "zero"), (_RootOfZero, "not finite"), (_Argmax, "no gradient leads from it")],
+    [
+        (_Rounded, "zero"),
+        (_MostlyRounded, "which has no gradient"),
+        (_RootOfZero, "not finite"),
+        (_Argmax, "no gradient leads from it"),
+    ],
 )
 def test_operators_without_a_gradient_are_listed_with_the_reason(module: type[nn.Module], why: str) -> None:
     evaluator, solver, plan = bench(randomised(module()), tokens())

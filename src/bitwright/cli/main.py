@@ -26,7 +26,7 @@ VERBS = {
     "tune": "The main job: quantize, find what loses accuracy, repair it, export, prove.",
     "calibrate": "Find the range of every value and write a calibration table.",
     "sensitivity": "Rank operators by what they lose at int8; leave the worst in float.",
-    "search": "Search a mixed-precision model by a walk from the input.",
+    "search": "Search mixed precision: the cheapest plan for a target, or the best within a budget.",
     "demo": "The whole story on two small networks; needs no model and no data.",
     "targets": "List the chips and engines to quantize for.",
 }

@@ -74,13 +74,15 @@ def print_changed(groups: Mapping[str, str]) -> None:
 ADVICE = "Allow more float operators (--max-float-ops), more methods (--methods) or a lower --expected-cos."
 
 
-def verdict(reached: bool, cosine: float, expected: float, folder: Path, advice: str = ADVICE) -> int:
+def verdict(
+    reached: bool, found: float, expected: float, folder: Path, advice: str = ADVICE, *, what: str = "cosine"
+) -> int:
     """The exit status, 0 or 1; a missed target is said on standard error."""
     if reached:
         return 0
     sys.stdout.flush()
     print(
-        f"bitwright: target missed: expected cosine {expected:g}; the best found is {cosine:.6f}, written to {folder}. {advice}",
+        f"bitwright: target missed: expected {what} {expected:g}; the best found is {found:.6f}, written to {folder}. {advice}",
         file=sys.stderr,
     )
     return 1

@@ -13,7 +13,7 @@ from bitwright.cli.options import DataFlags, Model, QuantizeFlags, ResultFlags
 from bitwright.cli.printing import print_file, print_table
 from bitwright.cli.results import print_changed, print_choice, print_files, verdict
 from bitwright.cli.search_options import Evaluate, SearchFlags
-from bitwright.cli.settings import settings_of
+from bitwright.cli.settings import refuse_unused, settings_of
 from bitwright.cli.signature import flat
 from bitwright.flow.joint import JointSearch, interaction_table, pareto_table, run_joint
 from bitwright.flow.search import MixedResult, layer_table, run_mixed
@@ -39,6 +39,8 @@ _ADVICE = "Allow more (--max-float-ops, --budget), more precisions (--precisions
 _WALK_ADVICE = (
     "Suspect more operators (--min-layer-cos), allow more (--max-float-ops), or lower --expected-cos."
 )
+#: Flags of searches that the walk has no use for.
+_JOINT_ONLY = ("budget", "precisions", "loss", "operators", "probes", "verify", "workers", "ray")
 #: Interactions on the screen.
 _PAIRS = 12
 _JOINT_FILES = (
@@ -106,6 +108,13 @@ def run(
     folder = result.folder(model, quantize.target)
     with job(folder, quiet=result.quiet, save_state=search.save_state) as watcher:
         settings = settings_of(data, quantize, search, max_float_ops=max_float_ops, evaluate=evaluate)
+        if mode == "mixed":
+            given = {
+                "--explain": explain,
+                "--evaluate": evaluate is not None,
+                "--min-metric": min_metric is not None,
+            }
+            refuse_unused("search --mode mixed", search, *_JOINT_ONLY, **given)
         found: JointSearch | MixedResult
         if mode == "mixed":
             found = run_mixed(
@@ -154,5 +163,8 @@ def _joint_result(found: JointSearch, folder: Path, *, quiet: bool) -> int:
         print_changed(found.choice.groups)
         print_files(folder, *_JOINT_FILES)
     sys.stdout.flush()
+    if found.min_metric is not None:
+        best = max(found.metrics[str(i)] for i in range(len(found.choice.tried)))
+        return verdict(found.chosen.reached, best, found.min_metric, folder, _ADVICE, what="metric")
     expected = 0.0 if found.target is None else found.target
     return verdict(found.chosen.reached, found.choice.similarity, expected, folder, _ADVICE)

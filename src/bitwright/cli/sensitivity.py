@@ -13,7 +13,7 @@ from bitwright.cli.options import DataFlags, Model, QuantizeFlags, ResultFlags
 from bitwright.cli.printing import print_file, print_table
 from bitwright.cli.results import SEARCH_FILES, print_choice, print_files, verdict
 from bitwright.cli.search_options import Evaluate, SearchFlags
-from bitwright.cli.settings import settings_of
+from bitwright.cli.settings import refuse_unused, settings_of
 from bitwright.cli.signature import flat
 from bitwright.flow.outputs import sensitivity_table
 from bitwright.flow.search import DEFAULT_FLOAT_OPS, run_sensitivity
@@ -67,6 +67,8 @@ def run(
     folder = result.folder(model, quantize.target)
     with job(folder, quiet=result.quiet, save_state=search.save_state) as watcher:
         settings = settings_of(data, quantize, search, max_float_ops=max_float_ops, evaluate=evaluate)
+        if not auto:
+            refuse_unused("sensitivity without --auto", search, "budget", "precisions")
         found = run_sensitivity(
             model, data.data, output=folder, settings=settings, auto=auto, watcher=watcher
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import cast, get_args
 
 from bitwright.cli.options import DataFlags, QuantizeFlags
@@ -10,7 +9,7 @@ from bitwright.cli.search_options import SearchFlags
 from bitwright.data.images import ImageOptions
 from bitwright.data.parse import parse_dtype, parse_floats, parse_named_shapes, parse_shape, parse_size
 from bitwright.errors import DataError, UnknownName
-from bitwright.flow.model_source import import_object
+from bitwright.flow.model_source import import_object, source_text
 from bitwright.flow.settings import SearchMethod, Settings
 from bitwright.plan.cost import parse_budget
 from bitwright.plan.target import PRECISIONS, Precision
@@ -72,6 +71,15 @@ def settings_of(
     )
 
 
+def refuse_unused(job: str, search: SearchFlags, *fields: str, **given: bool) -> None:
+    """*raises* `DataError` if a flag was given that *job* would ignore: one of *fields*, or a name that is *given*."""
+    changed = {f"--{f}": getattr(search, f) != getattr(SearchFlags(), f) for f in fields}
+    for flag in (name for name, there in {**changed, **given}.items() if there):
+        raise DataError(
+            flag, expected=f"a flag of {job}", found="one that it has no use for", remedy="Leave it out."
+        )
+
+
 def _methods(text: str) -> tuple[str, SearchMethod]:
     """`kl,sketch` as (threshold method, how operators are measured)."""
     words = _listed(text)
@@ -94,6 +102,10 @@ def _listed(text: str) -> tuple[str, ...]:
 
 def _precisions(text: str) -> tuple[Precision, ...]:
     names = _listed(text)
+    if not names:
+        raise DataError(
+            "--precisions", expected=", ".join(PRECISIONS), found=repr(text), remedy="Name at least one."
+        )
     for name in names:
         if name not in PRECISIONS:
             raise UnknownName("--precisions", kind="precision", name=name, known=PRECISIONS)
@@ -113,12 +125,7 @@ def _loss(text: str) -> tuple[str | UserFunction, str]:
             found=type(found).__name__,
             remedy="Name a function that returns one number per sample.",
         )
-    return found, _source(text)
-
-
-def _source(spec: str) -> str:
-    path = Path(spec.rpartition(":")[0])
-    return f"{spec}\n{path.read_text(encoding='utf-8') if path.suffix == '.py' else ''}"
+    return found, source_text(text)
 
 
 def _image(data: DataFlags) -> ImageOptions:
@@ -194,4 +201,4 @@ def _post_process(spec: str | None) -> tuple[PostProcess | None, str]:
             found=type(found).__name__,
             remedy="Add def __call__(self, outputs).",
         )
-    return found, _source(spec)
+    return found, source_text(spec)

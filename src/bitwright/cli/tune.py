@@ -17,7 +17,7 @@ from bitwright.flow.tune import tune
 HELP = """Quantize a network, find the operators that lose accuracy, repair them, export the result and prove it.
 
 Measures float against int8; where the target cosine is missed, ranks all operators, takes the best threshold for each value,
-and leaves operators in float, worst first, until the target is met. Writes an ONNX model, tables for vendor tools, a report.
+and leaves as few operators in float as the target needs. Writes an ONNX model, tables for vendor tools, a report.
 
 Exit status: 0 if the target cosine is met, 1 if not (the best result so far is written), 2 on bad input."""
 EXAMPLES = (

@@ -22,6 +22,7 @@ from bitwright.search.error_sketch import ErrorSketch
 from bitwright.search.joint_precision import Goal, JointPrecision, RunMany
 from bitwright.search.sensitivity import best_methods, measure_sensitivity
 from bitwright.search.similarity import COSINE
+from bitwright.search.sketched import unreachable_groups
 from bitwright.search.thresholds import joint_thresholds
 
 
@@ -76,6 +77,9 @@ def choose_precisions(
         watcher.advance(1, f"{tried.similarity:.6f} with {len(tried.groups)} changed: {changed:.60}")
 
     if ranking.sketch is None:
+        unused = [p for p in settings.precisions if p not in ("int8", "float")]
+        if unused:
+            watcher.note(f"operators are not sketched: {', '.join(unused)} of --precisions cannot be tried")
         if settings.cost != "ops":
             raise DataError(
                 f"--budget {settings.cost}=…",
@@ -93,9 +97,12 @@ def choose_precisions(
             progress=lambda group, cosine: watcher.advance(1, f"{group}: {cosine:.6f}"),
         )
         return Chosen(tuned, True, choice, target is None or choice.similarity >= target)
-    costs = measure_costs(bench.graph, tuned.plan, bench.target, settings.cost)
-    sketch, apart = _by_cosine(bench, ranking.sketch, ranking.apart, settings)
     options, limit = precision_options(bench, tuned.plan, settings), cost_limit(settings, usual_limit)
+    costs = measure_costs(bench.graph, tuned.plan, bench.target, settings.cost).within(options)
+    known = _apart(bench, ranking.sketch, ranking.apart, tuned.plan, settings, watcher)
+    sketch, apart = _by_cosine(bench, ranking.sketch, known, settings)
+    for group in options.keys() & apart.keys():  # what they would lose at other widths was not measured
+        options[group] = [p for p in options[group] if p in (tuned.plan.precision(group), "float")]
     search = JointPrecision(
         bench.evaluator,
         tuned.plan,
@@ -122,6 +129,27 @@ def choose_precisions(
 def _run_many(bench: Bench, settings: Settings) -> RunMany | None:
     runner = open_runner(settings)
     return None if runner is None else lambda plans: compare_plans(bench.evaluator, plans, runner)
+
+
+def _apart(
+    bench: Bench,
+    sketch: ErrorSketch,
+    known: Mapping[str, float],
+    plan: Plan,
+    settings: Settings,
+    watcher: Watcher,
+) -> dict[str, float]:
+    """Losses by group that no gradient tells: those *known*, and of groups that were not ranked, measured now."""
+    sketch.measure(sketch.missing([quantized_reads(bench.graph, plan)]))
+    found = {g: why for g, why in unreachable_groups(sketch, plan).items() if g not in known}
+    for group, why in found.items():
+        watcher.note(f"not sketchable, measured exactly: {group} ({why})")
+    if not found:
+        return dict(known)
+    rows = measure_sensitivity(
+        bench.evaluator, bench.plan, bench.solver.solve, methods=settings.methods, groups=list(found)
+    )
+    return {**known, **{r.name: r.loss for r in rows}}
 
 
 def _by_cosine(

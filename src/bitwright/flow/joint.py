@@ -24,7 +24,7 @@ from bitwright.flow.outputs import (
     write_search,
 )
 from bitwright.flow.progress import Silence, Watcher
-from bitwright.flow.ranking import Ranking, open_sketch, rank, state_path
+from bitwright.flow.ranking import METRIC_SEARCH, Ranking, open_sketch, rank, state_path
 from bitwright.flow.result import Chosen, Stage
 from bitwright.flow.settings import Settings
 from bitwright.graph.graph import Graph
@@ -43,7 +43,7 @@ PAIRS = 40
 @dataclass(frozen=True)
 class JointSearch:
     """*int8*: the base network; *metrics*: a user's metric by plan (`float`, `int8`, then the number of the plan tried), if asked for.
-    *target*: the similarity asked for, None for the best within the budget.
+    *target*: the similarity asked for, None for the best within the budget or for *min_metric*, the metric asked for.
     """
 
     bench: Bench
@@ -53,6 +53,7 @@ class JointSearch:
     target: float | None
     explanation: Explanation | None
     metrics: Mapping[str, float]
+    min_metric: float | None = None
 
     @property
     def choice(self) -> Choice:
@@ -95,7 +96,7 @@ def run_joint(
     int8 = Stage(bench.plan, bench.evaluator.evaluate(bench.plan))
     ranking = rank(bench, settings, folder, watcher)
     tuned, kept = choose_thresholds(bench, ranking, int8, settings, watcher)
-    target = None if best_in_budget else settings.expected_cos
+    target = None if best_in_budget or min_metric is not None else settings.expected_cos
     chosen = choose_precisions(
         bench,
         ranking,
@@ -111,9 +112,9 @@ def run_joint(
     if min_metric is not None:
         chosen = _by_metric(chosen, metrics, min_metric)
     explanation = _explanation(bench, ranking, settings, folder, watcher) if explained else None
-    result = JointSearch(bench, int8, ranking, chosen, target, explanation, metrics)
+    result = JointSearch(bench, int8, ranking, chosen, target, explanation, metrics, min_metric)
     _write(folder, result)
-    for search in ("sensitivity", "metric"):
+    for search in ("sensitivity", METRIC_SEARCH):
         state_path(settings, folder, search).unlink(missing_ok=True)
     return result
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from bitwright.flow.bench import Bench
 from bitwright.flow.model_source import import_object
 from bitwright.flow.progress import Watcher
-from bitwright.flow.ranking import open_runner, open_state
+from bitwright.flow.ranking import METRIC_SEARCH, open_runner, open_state
 from bitwright.flow.settings import Settings
 from bitwright.plan.plan import Plan
 from bitwright.search.jobs import Serial
@@ -29,7 +29,7 @@ def measure_plans(
     load = partial(import_object, spec, "--evaluate")
     task = MetricTask(bench.graph.without_onnx_model(), load, f"--evaluate {spec}")
     keys = {name: _digest(plan) for name, plan in plans.items()}
-    state = open_state(bench, settings, folder, watcher, search="metric")
+    state = open_state(bench, settings, folder, watcher, search=METRIC_SEARCH)
     watcher.stage("evaluating", len(plans))
     found = measure_metric(
         task,

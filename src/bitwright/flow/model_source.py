@@ -29,6 +29,12 @@ def import_object(spec: str, flag: str) -> Any:
         ) from e
 
 
+def source_text(spec: str) -> str:
+    """*spec*, and the text of its file if it names one: what a saved search depends on."""
+    path = Path(spec.rpartition(":")[0])
+    return f"{spec}\n{path.read_text(encoding='utf-8') if path.suffix == '.py' else ''}"
+
+
 def import_model(spec: str) -> tuple[str, nn.Module, Any]:
     """Calls the function *spec*: a name for files, the module, and its example inputs."""
     function = import_object(spec, "model")
@@ -52,6 +58,10 @@ def import_model(spec: str) -> tuple[str, nn.Module, Any]:
 
 
 def _load_file(path: Path) -> ModuleType:
+    known = sys.modules.get(path.stem)
+    if known is not None and getattr(known, "__file__", None) == str(path.resolve()) and path.exists():
+        return known  # what is sent to other processes is found there by the module's name
+    path = path.resolve()
     loader = importlib.util.spec_from_file_location(path.stem, path)
     if loader is None or loader.loader is None or not path.exists():
         raise FileNotFoundError(f"no such file: {path}")

@@ -183,7 +183,7 @@ def _log(bench: Bench, rows: Sequence[Sensitivity], choice: Choice, int8: float)
         f"operator {row.name} is sensitive operator number {rank}, loss {row.loss:.12g}, type {row.kind}"
         for rank, row in enumerate(rows, start=1)
     ]
-    for tried in choice.tried[1:]:
+    for tried in (t for t in choice.tried if t.groups):
         changed = ", ".join(f"{g} {p}" for g, p in tried.groups.items())
         lines.append(f"with {changed}: similarity {tried.similarity:.6f}")
     lines.append(f"mixed similarity: {choice.similarity:.6f}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bitwright.errors import DataError
 from bitwright.flow.bench import Bench
+from bitwright.flow.model_source import source_text
 from bitwright.flow.progress import Watcher
 from bitwright.flow.settings import Settings
 from bitwright.search.error_sketch import ErrorSketch
@@ -18,6 +19,9 @@ from bitwright.search.sensitivity import Sensitivity, candidate_reads, measure_s
 from bitwright.search.sketch_file import SketchFile
 from bitwright.search.sketched import sketch_sensitivity, verify_top
 from bitwright.search.state import SearchState, search_key
+
+#: The search whose measurements are a user's metric of whole plans.
+METRIC_SEARCH = "metric"
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,7 @@ def open_sketch(bench: Bench, settings: Settings, folder: Path, watcher: Watcher
     depends = {
         "probes": settings.probes,
         "seed": settings.seed,
-        "loss": str(similarity.loss),
-        "loss_source": settings.loss_source,
+        "loss": _loss_key(settings),
         "weights": dict(similarity.weights),
         "half": similarity.half,
     }
@@ -173,18 +176,31 @@ def open_state(
         "input_num": settings.input_num,
         "seed": settings.seed,
         "calibration": bench.calibration_digest,
-        "loss": str(bench.evaluator.similarity.loss),
-        "loss_source": settings.loss_source,
+        "loss": _loss_key(settings),
         "half": settings.cosine_scale,
         "weights": dict(settings.output_weights),
         "post_process": settings.post_process_source,
     }
+    if search == METRIC_SEARCH and settings.evaluate is not None:
+        asked["evaluate"] = source_text(settings.evaluate)
     state = SearchState(path, search_key(bench.graph, bench.evaluator.chunks(), asked))
     if state.resumed:
         watcher.note(f"resuming: {state.resumed} measurements were already made ({path})")
     return state
 
 
+def _loss_key(settings: Settings) -> str:
+    """The loss, in words that are the same in every process."""
+    if isinstance(settings.loss, str):
+        return settings.loss
+    function = settings.loss
+    name = f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+    return f"{name}\n{settings.loss_source}"
+
+
 def state_path(settings: Settings, folder: Path, search: str) -> Path:
-    """Where a search keeps what it measured until the job is done."""
-    return settings.save_state or folder / f"{search}_state.json"
+    """Where a search keeps what it measured until the job is done; a metric's measurements have a file of their own."""
+    if settings.save_state is None:
+        return folder / f"{search}_state.json"
+    path = settings.save_state
+    return path.with_name(f"{path.stem}_{search}{path.suffix}") if search == METRIC_SEARCH else path

@@ -22,7 +22,7 @@ from bitwright.flow.outputs import (
     write_tables,
 )
 from bitwright.flow.progress import Silence, Watcher
-from bitwright.flow.ranking import Ranking, open_state, rank, state_path
+from bitwright.flow.ranking import METRIC_SEARCH, Ranking, open_state, rank, state_path
 from bitwright.flow.result import Stage
 from bitwright.flow.settings import Settings
 from bitwright.graph.graph import Graph
@@ -90,7 +90,7 @@ def run_sensitivity(
     write_search(folder, bench, result.rows, result.choice, result.int8, result.metrics)
     write_json(folder / "plan.json", result.choice.plan.to_json())
     write_json(folder / "summary.json", _sensitivity_summary(result))
-    for search in ("sensitivity", "metric") if result.rows else ():
+    for search in ("sensitivity", METRIC_SEARCH) if result.rows else ():
         state_path(settings, folder, search).unlink(missing_ok=True)
     return result
 

@@ -73,6 +73,10 @@ class Tape:
         self.seen[(name, reader)] = x
         return x
 
+    def saw_recorded(self, name: str, reader: str) -> Any:
+        """What *reader* saw of the value *name*, as it was recorded."""
+        return self._see(name, reader)
+
     def saw(self, name: str, reader: str) -> Any:
         """What *reader* saw of the value *name*, without its gradient."""
         x = self._see(name, reader)

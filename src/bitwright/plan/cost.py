@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -41,6 +41,11 @@ class Costs:
     metric: Metric
     unit: str
     of: Mapping[str, Mapping[Precision, float]]
+
+    def within(self, groups: Collection[str]) -> Costs:
+        """The same for a search that chooses for *groups* only: what the others cost is not its business."""
+        free: dict[Precision, float] = dict.fromkeys(PRECISIONS, 0.0)
+        return Costs(self.metric, self.unit, {g: of if g in groups else free for g, of in self.of.items()})
 
     def total(self, precisions: Mapping[str, Precision]) -> float:
         """The cost of a plan with these *precisions* of groups."""

@@ -2,7 +2,8 @@
 
 A *unit* of error is one read (value, operator) under some parameters. For each image and random probe `v` of an output, one
 backward pass gives the gradient of `<v, output>` at every read at once; its inner product with a unit's local error is
-`c[unit, probe, image]`. The loss of a plan is then the mean over probes of the square of the sum of its units' `c`, halved.
+`c[unit, probe, image]`. Errors of weights are the same for every input, so their `c` add up; roundings of different values are
+independent, so their squares do. The loss of a plan is the mean over probes of these squares, halved.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from bitwright.search.evaluator import Evaluator, samples_first
 from bitwright.search.local_errors import LocalErrors, UnitIndex
 from bitwright.search.probes import draw_probes
 from bitwright.search.sketch_file import Pass, SketchFile, Unit
+from bitwright.search.steps import behind_steps
 
 #: Probes of each output unless told otherwise.
 PROBES = 4
@@ -81,14 +83,14 @@ class ErrorSketch:
         self.evaluator, self.seed = evaluator, seed
         self.base: Reads = effective_reads(evaluator.graph, base or {})
         self.blocks = _blocks(evaluator, probes)
-        self.rows = self.blocks[-1].stop
+        self.rows = self.blocks[-1].stop if self.blocks else 0
         #: Unit -> `[rows, images]` float64.
         self.c: dict[Unit, Tensor] = {}
         #: Units whose effect no gradient tells, and why.
         self.unreachable: dict[Unit, str] = {}
         self.images = 0
-        #: How far the base is from the float network already: `[rows, images]`, and its loss `[images]`.
-        self.offset = torch.zeros(self.rows, 0, dtype=torch.float64)
+        self._behind = behind_steps(evaluator.graph, evaluator.outputs)
+        #: How far the base is from the float network already: `[images]`.
         self.base_losses = torch.zeros(0, dtype=torch.float64)
         self.file = file
         for units, found in file.whole() if file else ():
@@ -97,10 +99,13 @@ class ErrorSketch:
     # --- measuring -------------------------------------------------------------------------------------------
 
     def units_of(self, reads: Reads) -> list[Unit]:
-        """The units in which *reads* differ from the base."""
-        effective = effective_reads(self.evaluator.graph, reads)
-        changed = [key for key in {**self.base, **effective} if effective.get(key) != self.base.get(key)]
-        return [Unit(*key, effective.get(key)) for key in changed]
+        """The units that tell what *reads* do: those in which they differ from the base, and the base's own reads without it."""
+        changed = [Unit(*e, q) for e, q in self._effective(reads).items() if q != self.base.get(e)]
+        return [*changed, *(Unit(*e, None) for e in self.base)]
+
+    def _effective(self, reads: Reads) -> dict[tuple[str, str], QParams]:
+        graph = self.evaluator.graph
+        return effective_reads(graph, _as_in_base(graph, reads, self.base))
 
     def missing(self, plans: Iterable[Reads]) -> list[Unit]:
         """The units of *plans* that were not measured yet."""
@@ -141,13 +146,12 @@ class ErrorSketch:
         found.c.append(chunk.c)
         found.reached.append(chunk.reached)
         found.blind.append(chunk.blind)
-        found.offset.append(chunk.offset)
         found.losses.append(chunk.losses)
         self.evaluator.count(inputs, 1.0)
 
     def _take(self, units: Sequence[Unit], found: Pass) -> None:
         self.images = found.images
-        self.offset, self.base_losses = torch.cat(found.offset, 1), torch.cat(found.losses)
+        self.base_losses = torch.cat(found.losses)
         reached, blind = (torch.stack(x).any(0).tolist() for x in (found.reached, found.blind))
         for unit, c, there, unseen in zip(units, torch.cat(found.c, 2), reached, blind, strict=True):
             self._keep(unit, c, reached=there, blind=unseen)
@@ -159,6 +163,10 @@ class ErrorSketch:
             self.unreachable[unit] = "no gradient leads from it to an output that is scored"
         elif blind and not bool(c.any()):
             self.unreachable[unit] = "its gradient is zero for every sample and probe"
+        elif unit.reader in self._behind:
+            self.unreachable[unit] = (
+                f"some of its effect goes through {self._behind[unit.reader]}, which has no gradient"
+            )
         else:
             self.c[unit] = c
 
@@ -174,28 +182,50 @@ class ErrorSketch:
 
     # --- predicting ------------------------------------------------------------------------------------------
 
-    def vector(self, reads: Reads) -> Tensor:
-        """Sum of the units' `c` of *reads*, unreachable ones left out: `[rows, images]`. *raises* `KeyError` for one not
-        measured."""
+    def error(self, edge: tuple[str, str], qparams: QParams | None) -> Tensor:
+        """What reading *edge* under *qparams* does, against reading it unquantized: `[rows, images]`; zero where no gradient tells.
+        *raises* `KeyError` for what was not measured.
+        """
+        return self._c(edge, qparams) - self._c(edge, None)
+
+    def _c(self, edge: tuple[str, str], qparams: QParams | None) -> Tensor:
+        unit = Unit(*edge, qparams)
+        if qparams == self.base.get(edge) or unit in self.unreachable:
+            return torch.zeros(self.rows, self.images, dtype=torch.float64)
+        return self.c[unit]
+
+    def constants(self, reads: Reads) -> Tensor:
+        """The sum of the errors of all weights, biases and constants: `[rows, images]`."""
         total = torch.zeros(self.rows, self.images, dtype=torch.float64)
-        for unit in self.units_of(reads):
-            if unit not in self.unreachable:
-                total += self.c[unit]
+        for edge, q in self._effective(reads).items():
+            if self.evaluator.replay.is_constant(edge[0]):
+                total += self.error(edge, q)
+        return total
+
+    def squares(self, reads: Reads) -> Tensor:
+        """The square of the constants' sum, and of each value's, whose readers see the same rounding: `[rows, images]`."""
+        by_value: dict[str, Tensor] = {}
+        for edge, q in self._effective(reads).items():
+            if not self.evaluator.replay.is_constant(edge[0]):
+                error = self.error(edge, q)
+                by_value[edge[0]] = by_value[edge[0]] + error if edge[0] in by_value else error
+        total = self.constants(reads) ** 2
+        for error in by_value.values():
+            total += error**2
         return total
 
     def predict(self, reads: Reads) -> Prediction:
-        """The loss of a plan's *reads*, without a forward pass."""
-        return self.loss_of(self.vector(reads))
+        """The loss of a plan's *reads*, without a forward pass: around a base, its loss and the change of the squares."""
+        squares = self.squares(reads)
+        if self.base:
+            squares = squares - self.squares(self.base)
+        return self.loss_of(squares)
 
-    def loss_of(self, change: Tensor) -> Prediction:
-        """The loss of a sum of `c`, `[rows, images]`: half the weighted mean square, beside a base plus its own loss."""
+    def loss_of(self, squares: Tensor) -> Prediction:
+        """The loss of *squares* `[rows, images]`: half the weighted mean, and the base's loss."""
         loss = variance = 0.0
         for block in self.blocks:
-            rows = slice(block.start, block.stop)
-            if self.base:
-                term = 0.5 * ((self.offset[rows] + change[rows]) ** 2 - self.offset[rows] ** 2)
-            else:
-                term = 0.5 * change[rows] ** 2
+            term = 0.5 * squares[block.start : block.stop]
             loss += block.weight * float(term.mean(0).mean())
             variance += block.weight**2 * _probe_variance(term, block.directions)
         loss += float(self.base_losses.mean()) if self.base else 0.0
@@ -219,29 +249,25 @@ class _Chunk:
         evaluator = sketch.evaluator
         n = evaluator.samples(inputs)
         tape = Tape(evaluator.replay, inputs, sketch.base)
-        outputs = {o: tape.seen[(o, OUTPUT)] for o in evaluator.outputs}
+        outputs = {o: tape.saw_recorded(o, OUTPUT) for o in evaluator.outputs}
         found = {o: samples_first(evaluator.graph, o, y.detach(), n) for o, y in outputs.items()}
         reference = found
         if sketch.base:
             reference = evaluator.scored(evaluator.replay.run(inputs), n)
             evaluator.count(inputs, 1.0)
         c, reached = np.zeros((index.units, sketch.rows, n)), np.zeros(index.units, bool)
-        self.offset = torch.zeros(sketch.rows, n, dtype=torch.float64)
         self.losses = evaluator.similarity.losses(reference, found)[0]
         arrived: list[tuple[slice, Tensor]] = []
         errors = LocalErrors(evaluator, tape, sketch.base, index, n)
         for tap, group in errors.groups:
             tape.watch(tap, lambda g, group=group: arrived.append((group.places, group.dot(g))))  # type: ignore[misc]
-        for block in sketch.blocks:
+        for number, block in enumerate(sketch.blocks):
             y, ref = outputs[block.output], reference[block.output]
             loss = evaluator.similarity.loss_of(block.output)
-            probes = draw_probes(ref, block.probes, sketch.seed, first_image)
+            probes = draw_probes(ref, block.probes, sketch.seed, first_image, output=number)
             for k, z in enumerate(probes):
                 row = block.start + k
                 v = loss.factor(ref, z) * evaluator.similarity.loss_scale**0.5
-                moved = ((found[block.output] - ref) * v).flatten(1).sum(1) if sketch.base else None
-                if moved is not None:
-                    self.offset[row] = moved.double().cpu()
                 tape.pull(block.output, _back(evaluator.graph, block.output, y, v, n))
                 _sort_in(arrived, c[:, row], reached)
                 arrived.clear()
@@ -286,11 +312,31 @@ def effective_reads(graph: Graph, reads: Reads) -> dict[tuple[str, str], QParams
     return kept
 
 
+def _as_in_base(graph: Graph, reads: Reads, base: Reads) -> Reads:
+    """*reads*, with what all readers of a passed-on value see written as *base* writes it: read by the operator that passes it on."""
+    if not base:
+        return reads
+    moved = dict(reads)
+    for op in reversed(list(graph.ops)):
+        source = graph.op_inputs(op.name)[0] if op.passthrough else None
+        q = None if source is None else base.get((source, op.name))
+        if source is None or q is None or (source, op.name) in moved or len(op.outputs) != 1:
+            continue
+        value = graph.value(op.outputs[0])
+        seen = [moved.get((value.name, r.op)) for r in value.readers]
+        seen += [moved.get((value.name, OUTPUT))] * value.is_output
+        if seen and all(x == q for x in seen):
+            moved[(source, op.name)] = q
+    return moved
+
+
 def _blocks(evaluator: Evaluator, probes: int) -> tuple[Block, ...]:
     weights = evaluator.similarity.normalised(evaluator.outputs)
     blocks, start = [], 0
     first = next(iter(evaluator.pairs()))[1]
     for output, weight in weights.items():
+        if evaluator.replay.is_constant(output):  # nothing changes it
+            continue
         directions = max(1, first[output][0].numel())
         count = min(probes, directions)
         blocks.append(Block(output, weight, start, start + count, directions))

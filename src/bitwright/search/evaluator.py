@@ -45,7 +45,11 @@ class Evaluator:
         self.replay = Replay(graph)
         made_by = {o: graph.value(o).producer for o in graph.info.outputs}
         probabilities = {o for o, op in made_by.items() if op is not None and graph.op(op).kind == "Softmax"}
-        self.similarity = replace(similarity or Similarity(), probabilities=frozenset(probabilities))
+        self.similarity = replace(
+            similarity or Similarity(),
+            probabilities=frozenset(probabilities),
+            class_axes={o: 2 for o in graph.info.outputs if _gains_an_axis(graph, o)},
+        )
         self.effort = Effort()
         self.outputs = _scored_outputs(graph, self.similarity)
         self._batches = batches
@@ -166,6 +170,13 @@ def _scored_outputs(graph: Graph, similarity: Similarity) -> tuple[str, ...]:
     if similarity.weights and similarity.post_process is None:
         return tuple(o for o in real if o in similarity.weights) or real
     return real
+
+
+def _gains_an_axis(graph: Graph, output: str) -> bool:
+    """Whether `samples_first` puts an axis before a batch of maps `[N, classes, ...]`: all of a fixed batch count as one sample."""
+    info = graph.value(output).info
+    shape = info.shape or ()
+    return info.batch_axis is None and len(shape) >= 4 and shape[0] != 1
 
 
 def _chunk_samples(graph: Graph) -> int:

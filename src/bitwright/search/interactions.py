@@ -8,10 +8,10 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
+from bitwright.numerics.spec import QParams
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
-from bitwright.search.error_sketch import ErrorSketch
-from bitwright.search.sketch_file import Unit
+from bitwright.search.error_sketch import ErrorSketch, effective_reads
 from bitwright.search.thresholds import scaled
 
 
@@ -50,29 +50,31 @@ class Explanation:
 
 
 def explain(sketch: ErrorSketch, plan: Plan, *, most: int = 40) -> Explanation:
-    """Take the loss of *plan* (solved) apart. Each unit belongs to one group: a weight to its operator's, a value to its
-    producer's, a graph input to itself. *sketch*: around the float network.
+    """Take the loss of *plan* (solved) apart. Each read belongs to one group: of a weight to its operator's, of a value to its
+    producer's, of a graph input to itself. Interactions are those of weights and biases: the errors of roundings are independent.
+    *sketch*: around the float network.
     """
-    reads = quantized_reads(sketch.evaluator.graph, plan)
+    graph = sketch.evaluator.graph
+    reads = effective_reads(graph, quantized_reads(graph, plan))
     sketch.measure(sketch.missing([reads]))
-    sums: dict[str, npt.NDArray[np.float64]] = {}
-    for unit in sketch.units_of(reads):
-        if unit in sketch.c:
-            owner = _owner(sketch, plan, unit)
-            sums[owner] = sums.get(owner, 0.0) + sketch.c[unit].numpy()
-    names = list(sums)
-    c = np.stack([sums[n] for n in names]) if names else np.zeros((0, sketch.rows, sketch.images))
+    owned: dict[str, dict[tuple[str, str], QParams]] = {}
+    for edge, q in reads.items():
+        owned.setdefault(_owner(sketch, plan, edge), {})[edge] = q
+    names = list(owned)
+    parts = {n: sketch.predict(r).loss for n, r in owned.items()}
+    none = np.zeros((0, sketch.rows, sketch.images))
+    c = np.stack([sketch.constants(r).numpy() for r in owned.values()]) if names else none
     vectors = scaled(sketch, c)
     gram = vectors @ vectors.T
-    pairs = [_interaction(sketch, names, c, gram, i, j) for i, j in _largest(gram, most)]
-    order = np.argsort(-np.diagonal(gram))
-    parts = {names[i]: float(gram[i, i]) for i in order}
-    return Explanation(parts, float(gram.sum()), tuple(pairs))
+    alone = list(parts.values())
+    pairs = [_interaction(sketch, names, c, gram, alone, (i, j)) for i, j in _largest(gram, most)]
+    ordered = dict(sorted(parts.items(), key=lambda item: -item[1]))
+    return Explanation(ordered, sketch.predict(reads).loss, tuple(pairs))
 
 
-def _owner(sketch: ErrorSketch, plan: Plan, unit: Unit) -> str:
-    value = sketch.evaluator.graph.value(unit.value)
-    op = unit.reader if value.is_constant else value.producer
+def _owner(sketch: ErrorSketch, plan: Plan, edge: tuple[str, str]) -> str:
+    value = sketch.evaluator.graph.value(edge[0])
+    op = edge[1] if value.is_constant else value.producer
     return value.name if op is None else plan.ops[op].group
 
 
@@ -86,9 +88,10 @@ def _interaction(
     names: list[str],
     c: npt.NDArray[np.float64],
     gram: npt.NDArray[np.float64],
-    i: int,
-    j: int,
+    alone: list[float],
+    pair: tuple[int, int],
 ) -> Interaction:
+    i, j = pair
     products = 2 * c[i] * c[j] * sketch.row_weights.numpy()[:, None]  # [rows, images]
     variance = 0.0
     for block in sketch.blocks:
@@ -100,7 +103,7 @@ def _interaction(
     return Interaction(
         names[i],
         names[j],
-        (float(gram[i, i]), float(gram[j, j])),
+        (alone[i], alone[j]),
         2 * float(gram[i, j]),
         variance**0.5,
         float(gram[i, j] / norm) if norm > 0 else 0.0,

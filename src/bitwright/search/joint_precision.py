@@ -23,6 +23,8 @@ _BEYOND = 0.3
 #: Below this loss a factor says nothing.
 _NEGLIGIBLE = 1e-5
 
+#: Plans of a front that are run.
+FRONT = 24
 #: Guesses from predictions before the search for the first sufficient plan halves instead.
 _GUESSES = 4
 
@@ -88,7 +90,7 @@ class JointPrecision:
     ) -> JointResult:
         """Draw the front, verify where the target is met; where truth and prediction part, or there is no target to stop at, linearise
         around that plan with *around* and draw it again, at most *rounds* times. *alternatives*: precisions of other plans to run.
-        *verify_all*: run every plan of the front (for a Pareto front).
+        *verify_all*: run plans all along the front, `FRONT` at most.
         """
         parted: list[float] = []
         for attempt in range(rounds + 1):
@@ -102,7 +104,7 @@ class JointPrecision:
         for precisions in alternatives:
             self._run_alternative(precisions)
         if verify_all:
-            self._run_all(points)
+            self._run_all(_thinned(points))
         return self._result(goal, tuple(parted))
 
     def _front(self, sketch: ErrorSketch, goal: Goal) -> list[Point]:
@@ -202,6 +204,13 @@ class JointPrecision:
         best = min(enough, key=_cost) if enough else max(tried, key=lambda t: t.similarity)
         choice = Choice(best.plan, best.similarity, best.groups, tuple(tried))
         return JointResult(choice, bool(enough), parted)
+
+
+def _thinned(points: Sequence[Point]) -> list[Point]:
+    """At most `FRONT` of *points*, evenly by their place: each costs a true run, and perhaps a metric of minutes."""
+    if len(points) <= FRONT:
+        return list(points)
+    return [points[round(i * (len(points) - 1) / (FRONT - 1))] for i in range(FRONT)]
 
 
 def _cost(tried: Tried) -> float:

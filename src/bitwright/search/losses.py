@@ -108,14 +108,22 @@ class NoiseToSignal:
 class Divergence:
     """KL divergence of softmax(float output) from softmax(output), nats, mean over positions.
 
-    Classes lie along axis 1 of outputs with four dimensions or more (`[n, classes, h, w]`), else along the last. Hessian in the
-    logits: diag(p) - p p^T. *probabilities*: the output went through a softmax already; Hessian then: diag(1 / p) - 1 1^T.
+    Hessian in the logits: diag(p) - p p^T. *probabilities*: the output went through a softmax already; Hessian then:
+    diag(1 / p) - 1 1^T. *axis*: along which classes lie; None: axis 1 of outputs with four dimensions or more
+    (`[n, classes, h, w]`), else the last.
     """
 
     probabilities: bool = False
+    axis: int | None = None
+
+    def _axis(self, x: Tensor) -> int:
+        if self.axis is not None:
+            return self.axis
+        return 1 if x.dim() >= 4 else -1
 
     def _classes_last(self, x: Tensor) -> Tensor:
-        x = x.movedim(1, -1) if x.dim() >= 4 else x
+        x = x.unsqueeze(1) if x.dim() == 1 else x
+        x = x.movedim(self._axis(x), -1)
         return x.reshape(x.shape[0], -1, x.shape[-1])
 
     def _log_p(self, x: Tensor) -> Tensor:
@@ -137,8 +145,9 @@ class Divergence:
         along = (root * v).sum(-1, keepdim=True)
         made = v / root - along if self.probabilities else root * v - p * along
         made = made / math.sqrt(max(1, p.shape[1]))
-        if z.dim() >= 4:
-            made = made.reshape(z.shape[0], *z.shape[2:], z.shape[1]).movedim(-1, 1)
+        if z.dim() > 1:
+            moved = z.movedim(self._axis(z), -1)
+            made = made.reshape(moved.shape).movedim(-1, self._axis(z))
         return _like(made, z)
 
 
@@ -154,7 +163,7 @@ UserFunction = Callable[[Tensor, Tensor], Tensor]
 @dataclass(frozen=True)
 class UserLoss:
     """A differentiable *function* of a user in its generalised Gauss-Newton form: the network is linearised, the loss is
-    taken to second order. The square root of its Hessian comes from Lanczos' method on Hessian-vector products (Golub and
+    taken to second order, and counts from what it is at the float outputs. The square root of its Hessian comes from Lanczos' method on Hessian-vector products (Golub and
     Van Loan, Matrix Computations, 4th ed., §10.2); negative curvature counts as none.
     """
 
@@ -164,7 +173,8 @@ class UserLoss:
     def measure(self, reference: Tensor, outputs: Tensor) -> Tensor:
         n = reference.shape[0]
         repeated = reference.repeat(outputs.shape[0] // n, *[1] * (reference.dim() - 1))
-        return self._of(outputs, repeated).double().reshape(-1, n)
+        least = self._of(reference, reference).double()
+        return self._of(outputs, repeated).double().reshape(-1, n) - least
 
     def factor(self, reference: Tensor, z: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -179,7 +189,9 @@ class UserLoss:
             )
 
         def curved(u: Tensor) -> Tensor:
-            (product,) = torch.autograd.grad(slope, y, u.reshape(y.shape), retain_graph=True)
+            (product,) = torch.autograd.grad(
+                slope, y, u.reshape(y.shape), retain_graph=True, materialize_grads=True
+            )
             return _rows(product.detach())
 
         self._check_least(reference, _rows(slope.detach()), curved)

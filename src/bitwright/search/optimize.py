@@ -1,13 +1,13 @@
 """Mixed precision as an optimisation: the least predicted loss for a cost, and the cheapest plan for a loss.
 
-Greedy descent by gain per cost, over moves of one group, of two neighbours and of all groups around a value, since putting an
+Greedy descent by gain per cost, from the cheapest state up and from the widest down, over moves of one group, of two neighbours and of all groups around a value, since putting an
 operator alone to float rarely frees its inputs: its neighbours still quantize them. Then exchanges: give one group back, take
 another. Every state that the descent passes is a point of the front (docs/error-sketch.md §6).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,9 +65,13 @@ class Optimizer:
         self._cheapest: Precisions = {
             g: min(o, key=lambda p: costs.of[g].get(p, 0.0)) for g, o in model.options.items()
         }
+        self._widest: Precisions = {
+            g: max(o, key=lambda p: costs.of[g].get(p, 0.0)) for g, o in model.options.items()
+        }
         near = [model.neighbourhood(m.groups) for m in self._moves]
         #: Group -> the moves whose effect depends on its precision.
         self._near = {g: np.array([i for i, n in enumerate(near) if g in n], int) for g in model.options}
+        self._single = np.array([len(m.groups) == 1 for m in self._moves], bool)
         self._vectors = np.zeros((0, 0))
         self._squares = self._prices = np.zeros(0)
 
@@ -75,21 +79,32 @@ class Optimizer:
         """States of growing cost and shrinking predicted loss, from the cheapest on, until the cost would exceed *limit* or the
         predicted loss is *enough*.
         """
-        state = self._begin()
-        points = [self._point(state)]
-        while points[-1].predicted > enough:
-            grown = self._grow(state, limit)
-            if grown is None:
-                break
-            state = self._exchanged(grown)
-            while points and points[-1].cost >= state.cost - _FREE:
-                points.pop()
-            points.append(self._point(state))
-        return points
+        found = _pareto([*self._upwards(limit, enough), *self._downwards(limit)])
+        last = next((i for i, p in enumerate(found) if p.predicted <= enough), len(found) - 1)
+        return found[: last + 1]
 
-    def _begin(self) -> _State:
+    def _upwards(self, limit: float, enough: float) -> Iterator[Point]:
+        """From the cheapest state on, by the gain per cost."""
+        state: _State | None = self._begin(self._cheapest)
+        while state is not None:
+            point = self._point(state)
+            yield point
+            grown = self._grow(state, limit) if point.predicted > enough else None
+            state = None if grown is None else self._exchanged(grown)
+
+    def _downwards(self, limit: float) -> Iterator[Point]:
+        """From the state of least loss on, giving back what loses least for what it saves: it knows what is worth most together."""
+        state: _State | None = self._begin(self._widest)
+        while state is not None:
+            if state.cost <= limit + _FREE:
+                yield self._point(state)
+            state = self._shrunk(state)
+            if state is not None and state.cost <= limit + _FREE:
+                state = self._exchanged(state)
+
+    def _begin(self, precisions: Precisions) -> _State:
         base: Precisions = {g: self.model.plan.precision(g) for g in self.model.plan.groups}
-        precisions = {**base, **self._cheapest}
+        precisions = {**base, **precisions}
         state = _State(precisions, self.model.start(precisions), self.costs.total(precisions))
         self._vectors = np.zeros((len(self._moves), len(state.total)))
         self._squares, self._prices = np.zeros(len(self._moves)), np.full(len(self._moves), np.inf)
@@ -145,6 +160,15 @@ class Optimizer:
         i, _ = self._best(state, limit)
         return None if i < 0 else self._applied(state, self._moves[i])
 
+    def _shrunk(self, state: _State) -> _State | None:
+        """The state with one group cheaper that loses least for what it saves; None at the bottom."""
+        squares = state.square + 2 * (self._vectors @ state.total) + self._squares
+        saves = np.where(self._single & np.isfinite(self._prices), -self._prices, 0.0)
+        if not (saves > _FREE).any():
+            return None
+        rates = np.where(saves > _FREE, (squares - state.square) / np.maximum(saves, _FREE), np.inf)
+        return self._applied(state, self._moves[int(rates.argmin())])
+
     # --- exchanges -------------------------------------------------------------------------------------------
 
     def _exchanged(self, state: _State) -> _State:
@@ -176,6 +200,15 @@ class Optimizer:
         _, back, index = best
         state = self._applied(state, back)
         return state if index < 0 else self._applied(state, self._moves[index])
+
+
+def _pareto(points: Iterable[Point]) -> list[Point]:
+    """Those of *points* that no cheaper one is as good as, in growing cost."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.cost, p.predicted)):
+        if not kept or (point.predicted < kept[-1].predicted and point.cost > kept[-1].cost + _FREE):
+            kept.append(point)
+    return kept
 
 
 def _moves(model: PlanModel) -> Iterator[_Move]:

@@ -1,7 +1,9 @@
-"""The loss of any choice of precisions, from a sketch: sums of vectors, no solving and no forward pass.
+"""The loss of any choice of precisions, from a sketch: the squared length of a sum of vectors, no solving and no forward pass.
 
 Every quantized value is a *term*. What it adds to the sum depends only on the precisions of the groups that make and read it,
-so a move of one group changes a handful of terms, and a term is computed once for each combination of its neighbours.
+so a move of one group changes a handful of terms, and a term is computed once for each combination of its neighbours. Errors of
+constants share the first coordinates, where they add up or cancel; an activation has one coordinate for itself, the root of
+what its rounding costs, for roundings are independent.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from bitwright.graph.graph import Graph
 from bitwright.numerics.spec import QParams
@@ -55,8 +58,6 @@ class PlanModel:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.sketch, self.plan, self.options = sketch, plan, options
-        # Losses that add up: each is the square of a coordinate of its own.
-        self._apart = {g: (i, loss**0.5) for i, (g, loss) in enumerate((apart or {}).items())}
         self.graph: Graph = sketch.evaluator.graph
         self._group_of = {op: e.group for op, e in plan.ops.items() if e.quantizable}
         self._solved = {p: self._solve_all(plan, solve, options, p) for p in _WIDTHS}
@@ -67,9 +68,20 @@ class PlanModel:
         for term in self.terms:
             for group in term.groups:
                 self.terms_of[group].append(term)
-        weights = (sketch.row_weights.numpy()[:, None] / max(1, sketch.images)) ** 0.5
-        self._offset = np.append((sketch.offset.numpy() * weights).reshape(-1), np.zeros(len(self._apart)))
-        self._base_loss = float(sketch.base_losses.mean()) if sketch.base else 0.0
+        self._rows = sketch.rows * sketch.images
+        activations = [t.value for t in self.terms if not self.graph.value(t.value).is_constant]
+        self._place = {n: self._rows + i for i, n in enumerate(activations)}
+        # Losses measured without the sketch add up as those of roundings do.
+        first = self._rows + len(activations)
+        self._apart = {g: (first + i, loss**0.5) for i, (g, loss) in enumerate((apart or {}).items())}
+        self._size = first + len(self._apart)
+        #: What is added to the squared length of a sum to make it a loss: nothing, unless there is a base.
+        self.constant = self._base_constant() if sketch.base else 0.0
+
+    def _in_base(self, group: str) -> bool:
+        members = self.plan.groups[group]
+        made = {o for m in members for o in self.graph.op(m).outputs}
+        return any(reader in members or value in made for value, reader in self.sketch.base)
 
     @staticmethod
     def _solve_all(
@@ -89,6 +101,8 @@ class PlanModel:
                 for q in dict.fromkeys([*asked, None] if edge in base else asked):
                     if q != base.get(edge):
                         yield Unit(*edge, q)
+        for edge in base:
+            yield Unit(*edge, None)
 
     # --- terms -----------------------------------------------------------------------------------------------
 
@@ -132,25 +146,22 @@ class PlanModel:
         return read_edges(self.graph.value(name), lambda op: self._precision_of(precisions, op) != "float")
 
     def _vector(self, term: _Term, precisions: Mapping[str, Precision]) -> Vector:
+        """What *term* adds: to the constants' coordinates `[rows * images]`, or to the one of its own `[1]`."""
         key = (term.value, tuple(precisions[g] for g in term.groups))
         if key not in self._memo:
-            total = np.zeros((self.sketch.rows, self.sketch.images))
             q = self._qparams(precisions, term.source)
-            edges = (
-                {}
-                if q is None or self._passed_on(term, precisions, q)
-                else dict.fromkeys(self._edges(precisions, term.value), q)
-            )
-            base = self.sketch.base
-            for edge in {
-                **edges,
-                **{e: None for e in self._possible(term.value) if e in base and e not in edges},
-            }:
-                asked = edges.get(edge)
-                if asked != base.get(edge):
-                    c = self.sketch.c.get(Unit(*edge, asked))
-                    total += 0.0 if c is None else c.numpy()
-            self._memo[key] = scaled(self.sketch, total)
+            edges: dict[tuple[str, str], QParams] = {}
+            if q is not None and not self._passed_on(term, precisions, q):
+                edges = dict.fromkeys(self._edges(precisions, term.value), q)
+            moved = self._requantized(term, precisions, edges)
+            if moved is not None:
+                edges = {moved: self.sketch.base[moved]}
+            zero = torch.zeros(self.sketch.rows, self.sketch.images, dtype=torch.float64)
+            total = sum((self.sketch.error(edge, asked) for edge, asked in edges.items()), zero)
+            made = scaled(self.sketch, total.numpy())
+            if term.value in self._place:
+                made = np.array([np.linalg.norm(made)])
+            self._memo[key] = made
         return self._memo[key]
 
     def _passed_on(self, term: _Term, precisions: Mapping[str, Precision], q: QParams) -> bool:
@@ -161,44 +172,63 @@ class PlanModel:
         source = self.graph.op_inputs(producer)[0]
         return source is not None and (source, producer) in self._edges(precisions, source)
 
+    def _requantized(
+        self,
+        term: _Term,
+        precisions: Mapping[str, Precision],
+        edges: Mapping[tuple[str, str], QParams],
+    ) -> tuple[str, str] | None:
+        """The read of a base that only moves: an operator that passes on codes reads float now, and all readers of its output see
+        what the base's read made of it. The error is the same.
+        """
+        producer = self.graph.value(term.value).producer
+        op = None if producer is None else self.graph.op(producer)
+        if producer is None or op is None or not op.passthrough or len(op.outputs) != 1:
+            return None
+        source = self.graph.op_inputs(producer)[0]
+        if source is None or (source, producer) not in self.sketch.base:
+            return None
+        q = self.sketch.base[(source, producer)]
+        moved = (source, producer) not in self._edges(precisions, source)
+        same = set(edges) == set(self._possible(term.value)) and all(e == q for e in edges.values())
+        return (source, producer) if moved and same else None
+
     # --- losses ----------------------------------------------------------------------------------------------
 
-    def start(self, precisions: Precisions) -> Vector:
-        """The sum of all terms, scaled so that its squared length is a loss."""
-        total = self._offset.copy()
+    def start(self, precisions: Mapping[str, Precision]) -> Vector:
+        """The sum of all terms, scaled so that its squared length, plus `constant`, is a loss."""
+        total = np.zeros(self._size)
         for term in self.terms:
-            total[: self._rows] += self._vector(term, precisions)
-        for group in self._apart:
-            total += self._measured(group, precisions[group])
+            self._add(total, term, precisions, 1.0)
+        for group, (place, root) in self._apart.items():
+            total[place] = root if precisions[group] != "float" else 0.0
         return total
-
-    @property
-    def _rows(self) -> int:
-        return self.sketch.rows * self.sketch.images
-
-    def _measured(self, group: str, precision: Precision) -> Vector:
-        made = np.zeros_like(self._offset)
-        if group in self._apart and precision != "float":
-            place, root = self._apart[group]
-            made[self._rows + place] = root
-        return made
 
     def change(self, precisions: Precisions, move: Mapping[str, Precision]) -> Vector:
         """What *move* adds to the sum."""
         after = {**precisions, **move}
         terms = {t.value: t for g in move for t in self.terms_of[g]}
-        total = np.zeros_like(self._offset)
+        total = np.zeros(self._size)
         for term in terms.values():
-            total[: self._rows] += self._vector(term, after) - self._vector(term, precisions)
+            self._add(total, term, after, 1.0)
+            self._add(total, term, precisions, -1.0)
         for group in move:
             if group in self._apart:
-                total += self._measured(group, after[group]) - self._measured(group, precisions[group])
+                place, root = self._apart[group]
+                total[place] = root * ((after[group] != "float") - (precisions[group] != "float"))
         return total
 
-    @property
-    def constant(self) -> float:
-        """What is added to the squared length of a sum to make it a loss: nothing, unless there is a base."""
-        return self._base_loss - float(self._offset @ self._offset) if self.sketch.base else 0.0
+    def _add(self, total: Vector, term: _Term, precisions: Mapping[str, Precision], sign: float) -> None:
+        place = self._place.get(term.value)
+        where = slice(0, self._rows) if place is None else slice(place, place + 1)
+        total[where] += sign * self._vector(term, precisions)
+
+    def _base_constant(self) -> float:
+        """The base's true loss, without what the model itself makes of the base."""
+        told = self.sketch.squares(self.sketch.base).mean(1) @ self.sketch.row_weights
+        apart = sum(root**2 for group, (_, root) in self._apart.items() if self._in_base(group))
+        found: float = float(self.sketch.base_losses.mean()) - float(told) - apart
+        return found
 
     def neighbourhood(self, groups: Iterable[str]) -> frozenset[str]:
         """The groups whose precisions decide what a change of *groups* does, themselves among them."""

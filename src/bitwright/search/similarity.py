@@ -36,6 +36,8 @@ class Similarity:
     loss: Loss = COSINE
     #: Outputs that are probabilities, which only KL divergence asks.
     probabilities: frozenset[str] = frozenset()
+    #: Outputs whose classes lie elsewhere than KL divergence expects: output -> axis.
+    class_axes: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, reference: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Tensor:
         """Similarity of each sample.
@@ -63,8 +65,9 @@ class Similarity:
         return self._of(self.loss, output)
 
     def _of(self, loss: Loss, output: str) -> Loss:
-        is_probability = isinstance(loss, Divergence) and output in self.probabilities
-        return Divergence(probabilities=True) if is_probability else loss
+        if isinstance(loss, Divergence):
+            return Divergence(output in self.probabilities, self.class_axes.get(output))
+        return loss
 
     def _measured(self, loss: Loss, reference: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of *loss* over outputs: `[k, n]` float64 on the CPU."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from bitwright.graph.replay import Reads
 from bitwright.plan.plan import Plan
+from bitwright.plan.reads import reads_of_group
 from bitwright.search.error_sketch import ErrorSketch
 from bitwright.search.sensitivity import Sensitivity
 
@@ -35,6 +36,16 @@ def sketch_sensitivity(
             if unit in sketch.unreachable:
                 unreachable.setdefault(group, f"{unit.value}: {sketch.unreachable[unit]}")
     return sorted(rows, key=lambda r: -r.loss), unreachable
+
+
+def unreachable_groups(sketch: ErrorSketch, plan: Plan) -> dict[str, str]:
+    """Quantized groups of *plan* (solved, measured) with a unit that no gradient tells: group -> why."""
+    found: dict[str, str] = {}
+    for group, members in plan.groups.items():
+        for unit in sketch.units_of(reads_of_group(sketch.evaluator.graph, plan, members)):
+            if unit in sketch.unreachable:
+                found.setdefault(group, f"{unit.value}: {sketch.unreachable[unit]}")
+    return found
 
 
 def verify_top(

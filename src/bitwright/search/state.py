@@ -20,9 +20,10 @@ _SAVE_EVERY_S = 10.0
 
 
 def search_key(graph: Graph, samples: Iterable[Mapping[str, Tensor]], settings: Mapping[str, Any]) -> str:
-    """A hash of everything a measurement depends on: operators, weights, data, settings, version."""
+    """A hash of everything a measurement depends on: operators, weights, outputs, data, settings, version."""
     digest = hashlib.sha256()
-    digest.update(json.dumps([__version__, settings], sort_keys=True, default=str).encode())
+    asked = [__version__, settings, list(graph.info.outputs)]
+    digest.update(json.dumps(asked, sort_keys=True, default=str).encode())
     for op in graph.ops:
         digest.update(f"{op.name} {op.kind} {op.describe()} {graph.op_inputs(op.name)}".encode())
     for value in graph.values.values():
