@@ -27,7 +27,7 @@ from bitwright.numerics.spec import QParams
 from bitwright.plan.reads import quantized_reads
 from bitwright.report.curves import Curve
 from bitwright.report.page import Page, Section, write_page
-from bitwright.search.error_sketch import PROBES, ErrorSketch
+from bitwright.search.error_sketch import PROBES, ErrorSketch, effective_reads
 from bitwright.search.sensitivity import METHODS
 from bitwright.table import Column, Table
 
@@ -63,6 +63,12 @@ def random_plans(bench: Bench, bits: int, rng: np.random.Generator) -> list[Read
     return found
 
 
+def plain_square(sketch: ErrorSketch, reads: Reads) -> float:
+    """The form that takes roundings for what they are on clean inputs: the square of the sum of all errors (docs/error-sketch.md §3.1)."""
+    errors = [sketch.error(e, q) for e, q in effective_reads(sketch.evaluator.graph, reads).items()]
+    return sketch.loss_of(sum(errors[1:], errors[0]) ** 2).loss
+
+
 def measure(network: Network) -> tuple[dict[str, Any], Table]:
     settings = Settings(target="generic-int8", input_num=100, inference_num=30)
     bench = open_bench(network.model, network.calibration, settings, Silence())
@@ -75,9 +81,11 @@ def measure(network: Network) -> tuple[dict[str, Any], Table]:
         sketch.measure(sketch.missing(plans))
         told = [sketch.predict(reads).loss for reads in plans]
         true = [float(bench.evaluator.losses(reads).mean()) for reads in plans]
+        plain = [plain_square(sketch, reads) for reads in plans]
         ratios = np.array(true) / np.array(told)
         result["bits"][bits] = {
             "spearman": spearman(true, told),
+            "spearman_of_the_plain_square": spearman(true, plain),
             "measured_loss": [float(f"{x:.4g}") for x in np.quantile(true, (0, 0.5, 1))],
             "measured_to_predicted": [round(float(x), 3) for x in np.quantile(ratios, (0.05, 0.5, 0.95))],
         }
