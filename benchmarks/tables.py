@@ -73,7 +73,78 @@ def speed_table() -> str:
     return "\n".join([*lines, *(f"| {what} | {figure} |" for what, figure in rows)])
 
 
+#: Networks of the sketch's tables, as far as results are there.
+NETWORKS = ("mobilenetv2", "kwt1", "resnet20", "resnet32", "cct")
+
+
+def sketch_speed_table() -> str:
+    """The sketch against the naive loop and the exact search, with what its ranks are worth."""
+    lines = [
+        "| network | operators | probes | naive / sketch | exact / sketch | rank correlation (ceiling) | top 5 found + tied | peak memory |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name in NETWORKS:
+        result = read(f"sketch_speed_{name}")
+        for probes, row in result["probes"].items():
+            top = row["top5"]
+            tied = top["tied_by_probes"] + top["tied_by_samples"]
+            lines.append(
+                f"| {name} | {result['operators']} | {probes} | {row['naive_to_sketch']:.1f}× | {row['exact_to_sketch']:.1f}× | "
+                f"{row['spearman_candidates']:.3f} ({result['noise_ceiling_candidates']:.3f}) | {top['found']} + {tied} | "
+                f"{result['peak_memory_mib']} MiB |"
+            )
+    return "\n".join(lines)
+
+
+def tune_table() -> str:
+    """What `tune` needs with the exact search and with the sketch."""
+    lines = [
+        "| network | target cosine | search | true forward passes | seconds | cosine | float groups |",
+        "|---|--:|---|--:|--:|--:|--:|",
+    ]
+    for name in NETWORKS:
+        found = read(f"sketch_speed_{name}")["tune"]
+        lines += [
+            f"| {name} | {found['expected_cos']} | {search} | {row['forward_passes']} | {row['seconds']} | {row['cosine']:.5f} | {row['float_ops']} |"
+            for search, row in found.items()
+            if isinstance(row, dict)
+        ]
+    return "\n".join(lines)
+
+
+def prediction_table() -> str:
+    """Rank correlation of predicted and measured losses of random plans."""
+    lines = [
+        "| network | bits | rank correlation | of the plain square | measured / predicted: 5 %, median, 95 % |",
+        "|---|--:|--:|--:|---|",
+    ]
+    for name in NETWORKS:
+        for bits, row in read(f"sketch_prediction_{name}")["bits"].items():
+            ratios = ", ".join(f"{x:.2f}" for x in row["measured_to_predicted"])
+            plain = row["spearman_of_the_plain_square"]
+            lines.append(f"| {name} | {bits} | {row['spearman']:.3f} | {plain:.3f} | {ratios} |")
+    return "\n".join(lines)
+
+
+def quality_table() -> str:
+    """Top-1 after leaving some operators float, by four ways to choose them."""
+    lines = [
+        "| network | float groups | exact singles | sketch singles | joint | walk |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name in NETWORKS:
+        plans = read(f"sketch_quality_{name}")["plans"]
+        ends = " / ".join(f"{plans[k]['top1']:.2f}" for k in ("float", "int8"))
+        for count in (1, 2, 5, 10):
+            cells = [plans[f"{way} {count}"] for way in ("exact", "sketch", "joint", "walk")]
+            shown = " | ".join(f"{c['top1']:.2f} ({c['search_cosine']:.4f})" for c in cells)
+            lines.append(f"| {name} ({ends}) | {count} | {shown} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
+    for table in (sketch_speed_table, tune_table, prediction_table, quality_table):
+        print(table(), end="\n\n")
     for name in ("accuracy_mobilenetv2", "accuracy_kwt1", "accuracy_kwt1_clean"):
         print(accuracy_table(name), end="\n\n")
     print(speed_table())

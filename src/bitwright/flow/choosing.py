@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from bitwright.errors import DataError
 from bitwright.flow.bench import Bench
@@ -123,7 +124,37 @@ def choose_precisions(
         alternatives=[] if target is not None else [widest_top(ranking.rows, options, costs, limit)],
         verify_all=verify_all,
     )
-    return Chosen(tuned, True, found.choice, target is None or found.reached, found.parted, costs)
+    chosen = Chosen(tuned, True, found.choice, target is None or found.reached, found.parted, costs)
+    if target is None or settings.cost != "ops" or set(settings.precisions) != {"int8", "float"}:
+        return chosen
+    return _or_singles(bench, ranking, chosen, target, int(limit), tell)
+
+
+def _or_singles(
+    bench: Bench,
+    ranking: Ranking,
+    chosen: Chosen,
+    target: float,
+    limit: int,
+    tell: Callable[[Tried], None],
+) -> Chosen:
+    """*chosen*, or what costs less or comes nearer: the most sensitive operators float, one after another, on their own best
+    thresholds. Where little is left to gain, predictions of whole plans are no better than this, and true runs are cheap.
+    """
+    fewer = len(chosen.choice.groups) - 1 if chosen.reached else limit
+    if fewer < 1:
+        return chosen
+    solve = bench.solver.solve
+    plan = solve(bench.plan.with_methods(best_methods(bench.graph, bench.plan, ranking.rows)))
+    singles = float_until(bench.evaluator, plan, ranking.rows, solve, target=target, limit=fewer)
+    for step in singles.tried:
+        tell(step)
+    tried = sorted([*chosen.choice.tried, *singles.tried], key=lambda t: t.cost or 0.0)
+    reached = singles.similarity >= target
+    if not reached and (chosen.reached or singles.similarity <= chosen.choice.similarity):
+        return replace(chosen, choice=replace(chosen.choice, tried=tuple(tried)))
+    stage = Stage(plan, singles.tried[0].similarity)
+    return replace(chosen, tuned=stage, choice=replace(singles, tried=tuple(tried)), reached=reached)
 
 
 def _run_many(bench: Bench, settings: Settings) -> RunMany | None:

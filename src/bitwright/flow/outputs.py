@@ -54,7 +54,7 @@ def sensitivity_table(
     rows: Sequence[Sensitivity], plan: Plan, metrics: Mapping[str, float] | None = None
 ) -> Table:
     """Rank, operator, loss by method, best method, precision in *plan*, the mixed one; the user's metric where there is one."""
-    methods = list(rows[0].losses) if rows else []
+    methods = list(dict.fromkeys(m for r in rows for m in r.losses))
     columns = (
         Column("rank", "rank"),
         Column("name", "operator"),
