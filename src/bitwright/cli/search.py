@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Literal
 
 import typer
@@ -18,6 +20,7 @@ from bitwright.cli.signature import flat
 from bitwright.flow.joint import JointSearch, interaction_table, pareto_table, run_joint
 from bitwright.flow.search import MixedResult, layer_table, run_mixed
 from bitwright.flow.settings import Settings
+from bitwright.table import Table
 
 HELP = """Search a mixed-precision model: the cheapest that reaches the target cosine, or the best within a budget.
 
@@ -43,6 +46,8 @@ _WALK_ADVICE = (
 _JOINT_ONLY = ("budget", "precisions", "loss", "operators", "probes", "verify", "workers", "ray")
 #: Interactions on the screen.
 _PAIRS = 12
+#: Characters of a list of operators on the screen.
+_WIDTH = 72
 _JOINT_FILES = (
     "report.html",
     "pareto.csv",
@@ -152,9 +157,15 @@ def _walk_result(found: MixedResult, folder: Path, settings: Settings, *, quiet:
     return verdict(found.reached, found.walk.similarity, settings.expected_cos, folder, _WALK_ADVICE)
 
 
+def _shortened(table: Table) -> Table:
+    """*table* with lists of operators cut to what a screen holds; the file has all."""
+    rows = tuple({**row, "groups": shorten(row["groups"], _WIDTH, placeholder=" …")} for row in table.rows)
+    return replace(table, rows=rows)
+
+
 def _joint_result(found: JointSearch, folder: Path, *, quiet: bool) -> int:
     if not quiet:
-        print_table(pareto_table(found))
+        print_table(_shortened(pareto_table(found)))
         if found.explanation is not None:
             print_table(
                 interaction_table(found.explanation), limit=_PAIRS, more=str(folder / "interactions.csv")

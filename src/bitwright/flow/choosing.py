@@ -149,7 +149,9 @@ def _or_singles(
     singles = float_until(bench.evaluator, plan, ranking.rows, solve, target=target, limit=fewer)
     for step in singles.tried:
         tell(step)
-    tried = sorted([*chosen.choice.tried, *singles.tried], key=lambda t: t.cost or 0.0)
+    known = {(frozenset(t.groups.items()), t.similarity) for t in chosen.choice.tried}
+    new = [t for t in singles.tried if (frozenset(t.groups.items()), t.similarity) not in known]
+    tried = sorted([*chosen.choice.tried, *new], key=lambda t: t.cost or 0.0)
     reached = singles.similarity >= target
     if not reached and (chosen.reached or singles.similarity <= chosen.choice.similarity):
         return replace(chosen, choice=replace(chosen.choice, tried=tuple(tried)))
