@@ -133,6 +133,8 @@ def quality_table() -> str:
         "|---|--:|--:|--:|--:|--:|",
     ]
     for name in NETWORKS:
+        if not (RESULTS / f"sketch_quality_{name}.json").exists():
+            continue
         plans = read(f"sketch_quality_{name}")["plans"]
         ends = " / ".join(f"{plans[k]['top1']:.2f}" for k in ("float", "int8"))
         for count in (1, 2, 5, 10):
