@@ -31,7 +31,9 @@ for row in rows[:5]:
 for tried in (plan, *bw.joint_thresholds(sketch, plan, solver.solve, methods)):
     reads = bw.quantized_reads(graph, tried)
     sketch.measure(sketch.missing([reads]))  # nothing that was measured before is measured again
-    print(f"whole network: predicted {sketch.predict(reads).loss:.2e}, true {1 - evaluator.evaluate(tried):.2e}")
+    print(
+        f"whole network: predicted {sketch.predict(reads).loss:.2e}, true {1 - evaluator.evaluate(tried):.2e}"
+    )
 
 print("pairs that amplify (+) or cancel (-) each other most:")
 for pair in bw.explain(sketch, plan).pairs[:3]:
