@@ -11,17 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
 
 from bitwright.errors import UnknownName
 from bitwright.graph.op import Op, Role, Shape
+from bitwright.graph.structure import VALUE_NAME, Record, graph_of, held_by, keep_state, module_of, records_of
 
 #: The consumer name that stands for "this value is an output of the graph".
 OUTPUT = "<output>"
-#: Key in the meta of a constant's node: the value's name, which may not be possible as an attribute path.
-VALUE_NAME = "value_name"
-#: What a pickled graph takes along of an `nn.Module`.
-_HELD = ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,7 @@ class Graph(fx.GraphModule):
     def build(cls, root: nn.Module, graph: fx.Graph, info: GraphInfo) -> Graph:
         """A graph over the modules of *root*; every operator's `name` and `outputs` must be set."""
         made = cls(root, graph)
-        _keep_state(made, root, {})
+        keep_state(made, root, {})
         made.info = info
         made.train(root.training)
         return made
@@ -140,7 +136,7 @@ class Graph(fx.GraphModule):
         self._forget()
         made = super().__deepcopy__(memo)
         assert isinstance(made, Graph)
-        _keep_state(made, self, memo)
+        keep_state(made, self, memo)
         made.info = replace(
             self.info, values=dict(self.info.values), onnx_model=copy.copy(self.info.onnx_model)
         )
@@ -149,8 +145,7 @@ class Graph(fx.GraphModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # fx would keep generated code and trace it again: names of values, and whatever tracing does not see, would be lost.
-        held = {key: vars(self)[key] for key in _HELD}
-        return _restored, (held, _records(self.graph), self.info)
+        return _restored, (held_by(self), records_of(self.graph), self.info)
 
     def without_onnx_model(self) -> Graph:
         """The same graph, on the same parameters, without the user's own file: all that is needed to execute it."""
@@ -286,66 +281,6 @@ class Graph(fx.GraphModule):
         }
 
 
-@dataclass(frozen=True)
-class _Place:
-    """In a pickled node's arguments: the result of node number *index*."""
-
-    index: int
-
-
-def _records(graph: fx.Graph) -> list[tuple[Any, ...]]:
-    """The nodes of *graph*, flat: linked as they are, pickling them would take a stack frame for each."""
-    places: dict[fx.Node, Any] = {node: _Place(i) for i, node in enumerate(graph.nodes)}
-    return [
-        (
-            n.op,
-            n.name,
-            n.target,
-            fx.map_arg((n.args, n.kwargs), places.__getitem__),
-            n.meta.get(VALUE_NAME),
-        )
-        for n in graph.nodes
-    ]
-
-
-def _restored(held: Mapping[str, Any], records: list[tuple[Any, ...]], info: GraphInfo) -> Graph:
+def _restored(held: Mapping[str, Any], records: list[Record], info: GraphInfo) -> Graph:
     """The graph that `Graph.__reduce__` took apart."""
-    root, graph = nn.Module(), fx.Graph()
-    vars(root).update(held)
-    nodes: list[fx.Node] = []
-    for op, name, target, arguments, value_name in records:
-        args, kwargs = _filled(arguments, nodes)
-        node = graph.create_node(op, target, args, kwargs, name=name)
-        if value_name is not None:
-            node.meta[VALUE_NAME] = value_name
-        nodes.append(node)
-    return Graph.build(root, graph, info)
-
-
-def _filled(arguments: Any, nodes: list[fx.Node]) -> Any:
-    """*arguments* with nodes in their places."""
-    return map_aggregate(arguments, lambda a: nodes[a.index] if isinstance(a, _Place) else a)
-
-
-def _keep_state(made: Graph, source: nn.Module, memo: dict[int, Any] | None) -> None:
-    """Give *made* what fx leaves behind: parameters and buffers of *source* that no operator reads, and which buffers stay
-    out of checkpoints. *memo*: of the deep copy that is being made.
-    """
-    held = {*made.state_dict(keep_vars=True)}
-    state = source.state_dict(keep_vars=True)
-    for path, tensor in state.items():
-        if path in held:
-            continue
-        *parts, leaf = path.split(".")
-        owner: nn.Module = made
-        for part in parts:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
-        own = copy.deepcopy(tensor, memo) if memo else tensor
-        (owner.register_parameter if isinstance(own, nn.Parameter) else owner.register_buffer)(leaf, own)
-    modules = dict(made.named_modules())
-    for path, module in source.named_modules():
-        target = modules.get(path)
-        if target is not None and module._non_persistent_buffers_set:
-            target._non_persistent_buffers_set |= module._non_persistent_buffers_set & target._buffers.keys()
+    return Graph.build(module_of(held), graph_of(records), info)

@@ -14,9 +14,10 @@ import torch
 import torch.utils._pytree
 from torch import Tensor, fx, nn
 
-from bitwright.graph.graph import VALUE_NAME, Graph, GraphInfo, GraphInput, ValueInfo
+from bitwright.graph.graph import Graph, GraphInfo, GraphInput, ValueInfo
 from bitwright.graph.op import Op
 from bitwright.graph.replay import Replay
+from bitwright.graph.structure import VALUE_NAME
 
 
 class Assembler:

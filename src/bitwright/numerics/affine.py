@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from bitwright.numerics.rounding import round_
+from bitwright.numerics.rounding import Rounding, round_
 from bitwright.numerics.spec import QParams, QuantSpec
 
 #: Thresholds below this are raised to it, so that a constant-zero value still has a scale.
@@ -23,20 +22,28 @@ def qparams_from_range(spec: QuantSpec, lo: Sequence[float], hi: Sequence[float]
     scale = (hi - lo) / (qmax - qmin), zero point = round(qmin - lo / scale). Scales are float32 numbers,
     because that is what files carry.
     """
-    scales, zeros = [], []
+    low, high = (torch.tensor(list(ends), dtype=torch.float64) for ends in (lo, hi))
+    scale, zero = scales_from_range(spec, low, high)
+    return QParams(spec, tuple(scale.tolist()), tuple(int(z) for z in zero.tolist()))
+
+
+def scales_from_range(spec: QuantSpec, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+    """As `qparams_from_range`, where the range already is. *lo*, *hi*: `[c]`, real units.
+
+    *returns*: scale and zero point, `[c]` float32. A range of NaN gives a scale of NaN.
+    """
     d = spec.dtype
-    for low, high in zip(lo, hi, strict=True):
-        low, high = min(float(low), 0.0), max(float(high), 0.0)
-        if spec.symmetric:
-            scale = max(-low, high, THRESHOLD_FLOOR) / d.qmax
-        else:
-            scale = max(high - low, THRESHOLD_FLOOR) / (d.qmax - d.qmin)
-        if spec.power_of_two:
-            scale = float(2.0 ** np.ceil(np.log2(scale)))
-        zero = 0 if spec.symmetric else int(np.clip(np.rint(d.qmin - low / scale), d.qmin, d.qmax))
-        scales.append(float(np.float32(scale)))
-        zeros.append(zero)
-    return QParams(spec, tuple(scales), tuple(zeros))
+    low, high = lo.double().clamp(max=0.0), hi.double().clamp(min=0.0)
+    if spec.symmetric:
+        scale = torch.maximum(-low, high).clamp(min=THRESHOLD_FLOOR) / d.qmax
+    else:
+        scale = (high - low).clamp(min=THRESHOLD_FLOOR) / (d.qmax - d.qmin)
+    if spec.power_of_two:
+        scale = torch.exp2(torch.ceil(torch.log2(scale)))
+    zero = (
+        torch.zeros_like(scale) if spec.symmetric else (d.qmin - low / scale).round().clamp(d.qmin, d.qmax)
+    )
+    return scale.float(), zero.float()
 
 
 def quantize(x: Tensor, q: QParams) -> Tensor:
@@ -65,6 +72,19 @@ def fake_quantize(x: Tensor, q: QParams) -> Tensor:
     scale_t, zero_t = q.scale_tensor(x), q.zero_point_tensor(x)
     steps = round_(x / scale_t, q.spec.rounding)
     return steps.clamp_(d.qmin - zero_t, d.qmax - zero_t).mul_(scale_t)
+
+
+def fake_quantized(
+    x: Tensor, scale: Tensor, lo: Tensor | int, hi: Tensor | int, rounding: Rounding
+) -> tuple[Tensor, Tensor]:
+    """As `fake_quantize`, with parameters in tensors. *scale*, and *lo*, *hi* (code limits minus zero point): broadcast to *x*.
+
+    *returns*: the same shape as *x*, float32, and whether each element lies within the limits.
+    """
+    steps = round_(x / scale, rounding)
+    codes = steps.clamp(lo, hi)
+    inside = codes == steps
+    return codes.mul_(scale), inside
 
 
 @lru_cache(maxsize=4096)

@@ -40,14 +40,17 @@ class BatchNorm(Op):
     def __init__(self, *, epsilon: float, momentum: float | None) -> None:
         super().__init__()
         self.epsilon, self.momentum = epsilon, momentum
+        #: Use the running statistics in training too.
+        self.frozen = False
 
     def forward(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor
     ) -> Tensor:
-        momentum = self._count_batch() if self.training else 0.0
+        learning = self.training and not self.frozen
+        momentum = self._count_batch() if learning else 0.0
         # detach: the statistics are updated in place, also where they came as constants of an ONNX file.
         return F.batch_norm(
-            x, mean.detach(), var.detach(), weight, bias, self.training, momentum, self.epsilon
+            x, mean.detach(), var.detach(), weight, bias, learning, momentum, self.epsilon
         )
 
     def _count_batch(self) -> float:

@@ -1,0 +1,278 @@
+"""`prepare`: from a float model to one that can be calibrated and trained as its chip will compute it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.errors import ModelError, PlanError, UnknownName
+from bitwright.flow.bench import read_model
+from bitwright.graph.graph import Graph
+from bitwright.graph.replay import Replay
+from bitwright.importers.torch_export import bind_example
+from bitwright.plan.assign import assign
+from bitwright.plan.plan import Plan
+from bitwright.plan.qconfig import (
+    ModuleNameQconfigSetter,
+    QConfig,
+    QconfigSetter,
+    Unset,
+    as_setters,
+    is_inside,
+)
+from bitwright.plan.setters import default_qat_qconfig_setter
+from bitwright.plan.target import Precision, Target, load_target
+from bitwright.rewrite.decompose_attention import decompose_attention
+from bitwright.rewrite.fold_batchnorm import fold_batchnorm
+from bitwright.table import Column, Table
+from bitwright.train.batchnorm import BatchNormMode, check_mode, freeze_batchnorm
+from bitwright.train.insert import Wishes, insert_quantizers
+from bitwright.train.prepared import PreparedModel
+
+
+def prepare(
+    model: nn.Module | Graph | str | Path,
+    example_inputs: Any = None,
+    qconfig_setter: QconfigSetter | Sequence[QconfigSetter] | None = None,
+    *,
+    target: str | Path | Target = "generic",
+    batchnorm: BatchNormMode = "trained",
+    verbose: bool = False,
+) -> PreparedModel:
+    """A trainable copy of *model* whose values are quantized as *target* computes them. *model* is not changed.
+
+    *example_inputs*: one batch: a tensor, a tuple, or a mapping from argument names (not needed for an ONNX file).
+    *qconfig_setter*: what each operator gets; several: the first with an opinion counts. A `qconfig` attribute on a module
+    of *model* beats every setter, the innermost one first; `qconfig = None` keeps that part float. Where some modules have
+    the attribute and there is no setter, the rest is float; where there is neither, everything gets the default for
+    training. *batchnorm*: `trained`, `frozen` (statistics stay), or `folded` into the weights. *verbose*: print the report.
+
+    The result is in state QAT and in the mode (train or eval) of *model*. *raises* `ModelError` for what cannot be traced,
+    `UnknownName` for names that match nothing, `PlanError` for wishes that contradict each other.
+    """
+    chip = target if isinstance(target, Target) else load_target(target)
+    check_mode(batchnorm)
+    wished = _attributes(model)
+    setters = as_setters(qconfig_setter) or (() if wished else (default_qat_qconfig_setter,))
+    captured = _captured(model, example_inputs)
+    graph = decompose_attention(captured)
+    if batchnorm == "folded":
+        graph = fold_batchnorm(graph)
+    folded = fold_batchnorm(graph).eval()
+    example = _example(model, graph, example_inputs)
+    choices = _choices(folded, wished, setters)
+    _check_names(folded, setters)
+    infinite = _infinite_values(folded, example)
+    plan = _plan(folded, chip, choices, infinite)
+    wishes = Wishes({name: c.qconfig for name, c in choices.items()}, _report(folded, plan, choices))
+    prepared = insert_quantizers(graph, folded, plan, chip, wishes, example)
+    prepared.train(model.training if isinstance(model, nn.Module) else False)
+    if batchnorm == "frozen":
+        freeze_batchnorm(prepared)
+    _warn_of_refusals(plan, choices)
+    if verbose:
+        print(prepared.report)
+    return prepared
+
+
+def _attributes(model: object) -> dict[str, QConfig | None]:
+    """Module path -> its `qconfig` attribute, where it has one. *raises* `PlanError` for one of another kind."""
+    if not isinstance(model, nn.Module):
+        return {}
+    found = {path: vars(m)["qconfig"] for path, m in model.named_modules() if "qconfig" in vars(m)}
+    for path, qconfig in found.items():
+        if not isinstance(qconfig, (QConfig, type(None))):
+            raise PlanError(
+                f"{path or type(model).__name__}.qconfig",
+                expected="a bitwright QConfig (get_default_qconfig(...)), or None for float",
+                found=f"{type(qconfig).__module__}.{type(qconfig).__name__}",
+                remedy="Set one made by bitwright.get_default_qconfig.",
+            )
+    return found
+
+
+def _captured(model: nn.Module | Graph | str | Path, example_inputs: Any) -> Graph:
+    if isinstance(model, PreparedModel):
+        raise ModelError(
+            "prepare",
+            expected="a float model",
+            found="a model that is prepared already",
+            remedy="Prepare the float model again, and load_observer_params or load_state_dict into the result.",
+        )
+    try:
+        return read_model(model, example_inputs)[1]
+    except ModelError as error:
+        if not isinstance(model, nn.Module) or example_inputs is None:
+            raise
+        raise ModelError(
+            error.where,
+            expected=error.expected,
+            found=error.found,
+            remedy=f"{error.remedy} To leave that part out, prepare the others by themselves: "
+            "model.part = bitwright.prepare(model.part, inputs_of_part).",
+        ) from error
+
+
+def _example(model: object, graph: Graph, example_inputs: Any) -> dict[str, Tensor]:
+    """Input name -> one batch, on the CPU; of an ONNX file zeros."""
+    names = [i.name for i in graph.info.inputs]
+    if isinstance(model, nn.Module) and not isinstance(model, Graph):
+        tensors = bind_example(model, example_inputs).tensors.values()
+        return {n: t.detach().cpu().clone() for n, t in zip(names, tensors, strict=True)}
+    if isinstance(example_inputs, Mapping):
+        return {n: example_inputs[n].detach().cpu() for n in names}
+    if example_inputs is not None:
+        given = example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+        return {n: t.detach().cpu() for n, t in zip(names, given, strict=True)}
+    return {i.name: torch.zeros([d or 1 for d in i.shape], dtype=i.dtype) for i in graph.info.inputs}
+
+
+# --- who gets what ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The wish for one operator, and who made it."""
+
+    qconfig: QConfig | None
+    rule: str
+
+
+def _choices(
+    folded: Graph, wished: Mapping[str, QConfig | None], setters: Sequence[QconfigSetter]
+) -> dict[str, _Choice]:
+    return {op.name: _choice(op.name, op.kind, wished, setters) for op in folded.ops}
+
+
+def _choice(
+    name: str, kind: str, wished: Mapping[str, QConfig | None], setters: Sequence[QconfigSetter]
+) -> _Choice:
+    around = [path for path in wished if is_inside(name, path)]
+    if around:
+        path = max(around, key=len)
+        return _Choice(wished[path], f"{path or 'model'}.qconfig")
+    for setter in setters:
+        answer = setter(name, kind)
+        if not isinstance(answer, Unset):
+            return _Choice(answer, str(setter))
+    return _Choice(None, "no setter and no qconfig attribute")
+
+
+def _check_names(folded: Graph, setters: Sequence[QconfigSetter]) -> None:
+    """*raises* `UnknownName` if a name of a setter matches no operator: such a wish would have no effect."""
+    norms = {pair.batchnorm: pair.conv for pair in folded.info.folded}
+    for setter in setters:
+        if not isinstance(setter, ModuleNameQconfigSetter):
+            continue
+        for name in setter.unmatched(folded.op_names):
+            if name in norms:
+                raise PlanError(
+                    f"ModuleNameQconfigSetter, {name!r}",
+                    expected="an operator with quantized values of its own",
+                    found=f"a batch normalisation that the chip computes as part of {norms[name]!r}",
+                    remedy=f"Name {norms[name]!r} instead.",
+                )
+            modules = {".".join(n.split(".")[: i + 1]) for n in folded.op_names for i in range(n.count(".") + 1)}
+            raise UnknownName("ModuleNameQconfigSetter", kind="operator or module", name=name, known=modules)
+
+
+def _infinite_values(folded: Graph, example: Mapping[str, Tensor]) -> set[str]:
+    """Values that hold infinity for the example (masks): no code stands for that."""
+    found = {
+        v.name for v in folded.values.values() if v.is_constant and _is_infinite(folded.constant(v.name))
+    }
+
+    def look(name: str, x: Tensor) -> None:
+        if _is_infinite(x):
+            found.add(name)
+
+    device = next((t.device for t in folded.state_dict().values()), torch.device("cpu"))
+    Replay(folded).run({n: x.to(device) for n, x in example.items()}, observe=look)
+    return found
+
+
+def _is_infinite(x: Tensor) -> bool:
+    return x.is_floating_point() and bool(x.isinf().any())
+
+
+def _plan(
+    folded: Graph, target: Target, choices: Mapping[str, _Choice], infinite: set[str]
+) -> Plan:
+    asked: dict[str, Precision] = {
+        name: "float" if c.qconfig is None else c.qconfig.precision for name, c in choices.items()
+    }
+    plan = assign(folded, target, asked=asked, method="observer")
+    touching: dict[str, str] = {}
+    for name in infinite & plan.values.keys():
+        value = folded.value(name)
+        ops = [r.op for r in value.readers] + ([value.producer] if value.producer else [])
+        why = f"value {name} holds infinity (a mask); give masks as large finite numbers to quantize this"
+        touching.update({plan.ops[op].group: why for op in ops if plan.ops[op].precision != "float"})
+    for group, why in touching.items():
+        plan = plan.with_precision([group], "float", why)
+    return plan
+
+
+def _warn_of_refusals(plan: Plan, choices: Mapping[str, _Choice]) -> None:
+    refused = {
+        name: entry.why
+        for name, entry in plan.ops.items()
+        if (c := choices[name].qconfig) is not None
+        and entry.quantizable
+        and entry.why
+        and entry.precision != c.precision
+    }
+    if refused:
+        listed = "; ".join(f"{n}: {why}" for n, why in list(refused.items())[:3])
+        warnings.warn(
+            f"prepare: {len(refused)} operators did not get what was asked for ({listed}"
+            f"{'; …' if len(refused) > 3 else ''}); see model.report",
+            stacklevel=3,
+        )
+
+
+# --- the report ------------------------------------------------------------------------------------------------
+
+_COLUMNS = (
+    Column("name", "operator"),
+    Column("kind", "kind"),
+    Column("asked", "asked"),
+    Column("precision", "got"),
+    Column("activation", "activation"),
+    Column("weight", "weight"),
+    Column("rule", "rule"),
+    Column("why", "reason"),
+)
+
+
+def _report(folded: Graph, plan: Plan, choices: Mapping[str, _Choice]) -> Table:
+    weighted = {r.op for v in folded.values.values() if v.is_constant for r in v.readers if r.role == "weight"}
+    rows = []
+    for name, entry in plan.ops.items():
+        choice = choices[name]
+        c = choice.qconfig
+        quantized = c is not None and entry.precision != "float"
+        rows.append(
+            {
+                "name": name,
+                "kind": entry.kind,
+                "asked": "float" if c is None else c.precision,
+                "precision": entry.precision,
+                "activation": _described(c.activation) if quantized and c is not None else None,
+                "weight": _described(c.weight) if quantized and c is not None and name in weighted else None,
+                "rule": choice.rule,
+                "why": entry.why,
+            }
+        )
+    return Table("What each operator got", _COLUMNS, tuple(rows))
+
+
+def _described(config: Any) -> str:
+    options = ", ".join(f"{k}={v}" for k, v in config.options.items())
+    return f"{config.fake_quant}, {config.observer}" + (f" ({options})" if options else "")

@@ -1,0 +1,175 @@
+"""Fake quantizers: a module per quantized value that observes it and rounds it to codes. One file per kind.
+
+`Quantizer` holds what all kinds share: states, shapes, the observer. A kind says where the scale comes from and how the
+gradient passes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.errors import DataError, PlanError
+from bitwright.numerics.affine import scales_from_range
+from bitwright.numerics.spec import QParams, QuantSpec
+from bitwright.registry import Registry
+from bitwright.train.observers import Observer
+from bitwright.train.states import FakeQuantState, ModeNotice
+
+__all__ = ["FAKE_QUANTS", "QUANTIZER_NAMES", "Quantizer"]
+
+#: What a quantizer is called at its place in the model, by what it quantizes.
+QUANTIZER_NAMES = {"activation": "activation_post_process", "weight": "weight_fake_quant"}
+
+
+class Quantizer(nn.Module, ABC):
+    """Observes and fake-quantizes one value, according to its `state`.
+
+    *value*: its name, for messages. *shape*: of a weight; of an activation only the rank matters, and only if the spec
+    has an axis. Scale and zero point are `[1]` or `[c]`, float32; weights use the codes -qmax … qmax, so that a batch
+    normalisation may turn their sign.
+    """
+
+    state: FakeQuantState
+    zero_point: Tensor
+
+    def __init__(
+        self, value: str, spec: QuantSpec, shape: tuple[int, ...], observer: Observer, *, is_weight: bool
+    ) -> None:
+        super().__init__()
+        self.value, self.spec, self.is_weight = value, spec, is_weight
+        self.observer = observer
+        self.groups = 1 if spec.axis is None else shape[spec.axis]
+        d = spec.dtype
+        self.qmin, self.qmax = (-d.qmax if is_weight else d.qmin), d.qmax
+        self.state = FakeQuantState.QAT
+        self.notice = ModeNotice()
+        self.register_buffer("zero_point", torch.zeros(self.groups))
+
+    # --- what a kind decides ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def step(self) -> Tensor:
+        """The scale in use, `[1]` or `[c]`, > 0."""
+
+    @abstractmethod
+    def adopt(self, x: Tensor) -> None:
+        """Take the observer's range over after it saw *x* `[groups, n]`."""
+
+    @abstractmethod
+    def rounded(self, x: Tensor) -> Tensor:
+        """Fake-quantized *x*, same shape, float32, with the gradient of this kind."""
+
+    @abstractmethod
+    def set_scale(self, scale: Tensor) -> None:
+        """Use *scale* (as `step` gave it) from now on, as far as this kind decides its own."""
+
+    # --- what all share --------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.state
+        if self.training and state.wants_eval:
+            self.notice.give(state)
+        if state.observes:
+            self.observe(x)
+        if not state.quantizes or x.numel() == 0:
+            return x
+        if not self.has_range:
+            raise PlanError(
+                f"quantizer of {self.value}",
+                expected="a range before fake quantization",
+                found="no calibration",
+                remedy="Set FakeQuantState.CALIBRATION, run some batches, then VALIDATION; or load_observer_params.",
+            )
+        return self.rounded(x.float()).to(x.dtype)
+
+    @property
+    def has_range(self) -> bool:
+        """Whether the quantizer knows what to represent."""
+        return self.observer.has_range
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Follow the range of *x*. *raises* `DataError` for NaN or infinity while calibrating."""
+        grouped = self.grouped(x.detach())
+        self.observer(grouped)
+        self.adopt(grouped)
+        if self.state is FakeQuantState.CALIBRATION and not bool(self.step().isfinite().all()):
+            raise DataError(
+                f"value {self.value}",
+                expected="finite numbers to calibrate on",
+                found="NaN or infinity",
+                remedy="Check the calibration data; give masks as large finite numbers; or set qconfig = None there.",
+            )
+
+    def grouped(self, x: Tensor) -> Tensor:
+        """*x* as `[groups, n]`."""
+        if self.spec.axis is None:
+            return x.reshape(1, -1)
+        return x.movedim(self.spec.axis, 0).flatten(1)
+
+    def shaped(self, t: Tensor, x: Tensor) -> Tensor:
+        """*t* `[groups]`, shaped to broadcast against *x*."""
+        if self.spec.axis is None:
+            return t.reshape(())
+        shape = [1] * x.dim()
+        shape[self.spec.axis] = -1
+        return t.reshape(shape)
+
+    def code_limits(self, x: Tensor) -> tuple[Tensor | int, Tensor | int]:
+        """Smallest and largest code minus the zero point, to clamp steps of *x* with."""
+        if self.spec.symmetric:
+            return self.qmin, self.qmax
+        zero = self.shaped(self.zero_point, x)
+        return self.qmin - zero, self.qmax - zero
+
+    def range_scales(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point that the observer's range asks for."""
+        scale, zero = scales_from_range(self.spec, self.observer.lo, self.observer.hi)
+        return scale, zero
+
+    def qparams(self) -> QParams:
+        """The parameters in use. *raises* `PlanError` without a range."""
+        if not self.has_range:
+            raise PlanError(
+                f"quantizer of {self.value}",
+                expected="a calibrated model",
+                found="an observer that never ran",
+                remedy="Run some batches in state CALIBRATION or QAT, or load_observer_params, before converting.",
+            )
+        scale = tuple(self.step().detach().float().cpu().tolist())
+        return QParams(self.spec, scale, tuple(int(z) for z in self.zero_point.cpu().tolist()))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        *rest: Any,
+    ) -> None:
+        own: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, *rest)
+        # A checkpoint of the float model knows no quantizers at all; one of a prepared model must know them all.
+        if any(f".{part}." in f".{key}" for key in state_dict for part in _PARTS):
+            missing_keys += own
+
+    def extra_repr(self) -> str:
+        d = self.spec.dtype
+        where = "per tensor" if self.spec.axis is None else f"axis {self.spec.axis}"
+        return f"{d.name}, {where}, state={self.state.name}"
+
+
+_PARTS = ("observer",)
+
+FAKE_QUANTS: Registry[type[Quantizer]] = Registry("fake quantizer")
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

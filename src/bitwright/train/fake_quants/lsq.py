@@ -1,0 +1,90 @@
+"""LSQ: the scale is learned (Esser et al. 2020, "Learned Step Size Quantization", arXiv:1902.08153)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.numerics.affine import THRESHOLD_FLOOR, fake_quantized
+from bitwright.numerics.rounding import Rounding, round_
+from bitwright.train.fake_quants import FAKE_QUANTS, Quantizer
+
+
+class _Lsq(torch.autograd.Function):
+    """Equation 3 of the paper for the scale, the clamp's gradient for the data; *factor*: its gradient scale g."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        lo: Tensor | int,
+        hi: Tensor | int,
+        rounding: Rounding,
+        factor: float,
+    ) -> Tensor:
+        y, _ = fake_quantized(x, scale, lo, hi, rounding)
+        ctx.save_for_backward(x, scale, *(t for t in (lo, hi) if isinstance(t, Tensor)))
+        ctx.limits, ctx.rounding, ctx.factor = (lo, hi), rounding, factor
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, *limits = ctx.saved_tensors
+        lo, hi = limits or ctx.limits
+        exact = x / scale
+        steps = round_(exact.clone(), ctx.rounding)
+        codes = steps.clamp(lo, hi)
+        inside = codes == steps
+        by_scale = torch.where(inside, codes - exact, codes).mul_(gradients[0])
+        axes = [i for i in range(x.dim()) if scale.dim() == 0 or scale.shape[i] == 1]
+        summed = by_scale.sum(axes, keepdim=True) if axes else by_scale
+        return gradients[0] * inside, summed.reshape(scale.shape) * ctx.factor, None, None, None, None
+
+
+@FAKE_QUANTS.register("lsq")
+class Lsq(Quantizer):
+    """The scale is a parameter. It starts at 2 · mean|x| / √qmax of the first batch (section 2.1), or at what was loaded.
+
+    Its gradient is scaled by 1 / √(n · qmax), n elements per sample that share it (section 2.2).
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.scale = nn.Parameter(torch.ones(self.groups))
+        self.started = False
+        if self.observer.has_range:
+            self.set_scale(self.range_scales()[0])
+
+    def step(self) -> Tensor:
+        scale = self.scale.detach().abs().clamp(min=THRESHOLD_FLOOR / self.qmax)
+        return torch.exp2(torch.ceil(torch.log2(scale))) if self.spec.power_of_two else scale
+
+    def adopt(self, x: Tensor) -> None:
+        if self.started:
+            return
+        scale, zero = self.range_scales()
+        if self.spec.symmetric:
+            scale = torch.minimum(scale, 2.0 * x.abs().mean(1) / math.sqrt(self.qmax))
+        self.zero_point.copy_(zero)
+        self.set_scale(scale.clamp(min=THRESHOLD_FLOOR / self.qmax))
+
+    @torch.no_grad()
+    def set_scale(self, scale: Tensor) -> None:
+        self.scale.copy_(scale)
+        self.started = True
+
+    def rounded(self, x: Tensor) -> Tensor:
+        lo, hi = self.code_limits(x)
+        sharing = x.numel() / self.groups / (1 if self.is_weight or x.dim() < 2 else x.shape[0])
+        factor = 1.0 / math.sqrt(max(sharing, 1.0) * self.qmax)
+        # The value of `step`, the gradient of the parameter.
+        scale = self.scale + (self.step() - self.scale).detach()
+        return _Lsq.apply(x, self.shaped(scale, x), lo, hi, self.spec.rounding, factor)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self.started = self.observer.has_range

@@ -1,0 +1,97 @@
+"""PACT: the threshold is learned (Choi et al. 2018, "PACT: Parameterized Clipping Activation", arXiv:1805.06085)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.numerics.affine import fake_quantized, scales_from_range
+from bitwright.numerics.rounding import Rounding
+from bitwright.train.fake_quants import FAKE_QUANTS, Quantizer
+
+
+class _Pact(torch.autograd.Function):
+    """The threshold's gradient is 1 for data clipped above and -1 below (equation 3, on both sides), 0 inside."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        alpha: Tensor,
+        scale: Tensor,
+        lo: Tensor | int,
+        hi: Tensor | int,
+        rounding: Rounding,
+    ) -> Tensor:
+        y, inside = fake_quantized(x, scale, lo, hi, rounding)
+        # 0: inside; ±1: clipped. One byte per element, as a mask.
+        side = torch.where(inside, 0, x.sign()).to(torch.int8)
+        ctx.save_for_backward(side)
+        ctx.shape = alpha.shape
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (side,) = ctx.saved_tensors
+        axes = [i for i in range(side.dim()) if len(ctx.shape) == 0 or ctx.shape[i] == 1]
+        clipped = gradients[0] * side
+        summed = clipped.sum(axes, keepdim=True) if axes else clipped
+        return gradients[0] * (side == 0), summed.reshape(ctx.shape), None, None, None, None
+
+
+@FAKE_QUANTS.register("pact")
+class Pact(Quantizer):
+    """The threshold `alpha` is a parameter, real units; it starts at the observed range. Give it a weight decay, as the paper does.
+
+    The range is [-alpha, alpha], or [0, alpha] where nothing negative was observed at the start.
+    """
+
+    one_sided: Tensor
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.alpha = nn.Parameter(torch.ones(self.groups))
+        self.register_buffer("one_sided", torch.zeros(self.groups, dtype=torch.bool))
+        self.started = False
+        if self.observer.has_range:
+            self._start()
+
+    def _scales(self) -> tuple[Tensor, Tensor]:
+        alpha = self.alpha.detach().abs()
+        return scales_from_range(self.spec, torch.where(self.one_sided, 0.0, -alpha), alpha)
+
+    def step(self) -> Tensor:
+        return self._scales()[0]
+
+    def adopt(self, x: Tensor) -> None:
+        if not self.started:
+            self._start()
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        lo, hi = self.observer.lo, self.observer.hi
+        self.alpha.copy_(torch.maximum(-lo, hi))
+        self.one_sided.copy_(lo >= 0)
+        self.zero_point.copy_(self._scales()[1])
+        self.started = True
+
+    @torch.no_grad()
+    def set_scale(self, scale: Tensor) -> None:
+        if not self.started:
+            self._start()
+        d = self.spec.dtype
+        one_sided = scale * (d.qmax - d.qmin)
+        both = one_sided / 2.0 if not self.spec.symmetric else scale * d.qmax
+        self.alpha.copy_(torch.where(self.one_sided & (not self.spec.symmetric), one_sided, both))
+        self.zero_point.copy_(self._scales()[1])
+
+    def rounded(self, x: Tensor) -> Tensor:
+        lo, hi = self.code_limits(x)
+        scale, alpha = self.shaped(self.step(), x), self.shaped(self.alpha, x)
+        return _Pact.apply(x, alpha, scale, lo, hi, self.spec.rounding)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self.started = self.observer.has_range

@@ -1,0 +1,132 @@
+"""Observers: what training and step-wise calibration take a value's range from. One file per observer.
+
+An observer sees `x: [groups, n]` and keeps `lo`, `hi`: `[groups]`. It never hears of axes, channels or group sizes.
+(`calibrate/observers` holds the threshold methods of `tune`, which see a whole data set at once.)
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from bitwright.errors import NumericsError, UnknownName
+from bitwright.numerics.spec import QuantSpec
+from bitwright.registry import Registry
+from bitwright.train.thresholds import Ends
+
+__all__ = ["OBSERVERS", "Ends", "Observer", "make_observer", "observer_options"]
+
+
+class Observer(nn.Module, ABC):
+    """Follows the range of one value over the steps: lo ← lo + c · (lo of this batch - lo), and hi likewise.
+
+    c = max(*averaging_constant*, 1 / steps): the mean of the first steps, then an exponential average. A constant of 0 keeps
+    the first range, or the one that was loaded. In training mode the processes of a distributed job see the same range.
+    """
+
+    #: How the processes of a distributed job agree: on the widest range, or on the mean.
+    agreement: Literal["widest", "mean"] = "mean"
+    lo: Tensor
+    hi: Tensor
+    steps: Tensor
+
+    def __init__(self, spec: QuantSpec, groups: int, *, averaging_constant: float = 0.01) -> None:
+        super().__init__()
+        if not 0.0 <= averaging_constant <= 1.0:
+            raise NumericsError(
+                "averaging_constant",
+                expected="a number from 0 (keep the range) to 1 (the last batch alone)",
+                found=str(averaging_constant),
+                remedy="Use 0.01 for more than a hundred steps, up to 0.5 for two.",
+            )
+        self.spec, self.averaging_constant = spec, averaging_constant
+        self.register_buffer("lo", torch.zeros(groups))
+        self.register_buffer("hi", torch.zeros(groups))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        #: `steps`, as a Python number: asking a tensor would wait for the GPU.
+        self._count = 0
+
+    @abstractmethod
+    def batch_range(self, x: Tensor) -> Ends:
+        """The range worth representing of *x* `[groups, n]`, float32, n > 0: lo, hi `[groups]`, lo <= hi."""
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> None:
+        """See one batch, *x* `[groups, n]`."""
+        if x.numel() == 0 or (self.has_range and self.averaging_constant == 0.0):
+            return
+        lo, hi = self._agreed(*self.batch_range(x.float()))
+        if self.has_range:
+            c = max(self.averaging_constant, 1.0 / (self._count + 1))
+            # A batch of NaN says nothing.
+            lo = torch.where(lo.isfinite(), self.lo + c * (lo - self.lo), self.lo)
+            hi = torch.where(hi.isfinite(), self.hi + c * (hi - self.hi), self.hi)
+        self.set_range(lo, hi)
+
+    @property
+    def has_range(self) -> bool:
+        """Whether there is a range."""
+        return self._count > 0
+
+    def set_range(self, lo: Tensor, hi: Tensor) -> None:
+        """Take *lo*, *hi* `[groups]` for the range, as one more step."""
+        self.lo.copy_(lo)
+        self.hi.copy_(hi)
+        self._count += 1
+        self.steps += 1
+
+    def count_as(self, other: Observer) -> None:
+        """Weigh the range as if it came from as many steps as that of *other*."""
+        self._count = other._count
+        self.steps.fill_(self._count)
+
+    def _agreed(self, lo: Tensor, hi: Tensor) -> Ends:
+        """The range that all processes see, in training."""
+        if not (self.training and dist.is_available() and dist.is_initialized()):
+            return lo, hi
+        ends = torch.stack([-lo, hi])
+        if self.agreement == "widest":
+            dist.all_reduce(ends, dist.ReduceOp.MAX)
+        else:
+            dist.all_reduce(ends)
+            ends /= dist.get_world_size()
+        return -ends[0], ends[1]
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self._count = int(self.steps)
+
+    def extra_repr(self) -> str:
+        return f"averaging_constant={self.averaging_constant}"
+
+
+OBSERVERS: Registry[type[Observer]] = Registry("observer")
+
+
+def make_observer(name: str, spec: QuantSpec, groups: int, options: Mapping[str, Any]) -> Observer:
+    """The observer called *name*. *raises* `UnknownName` for a name or an option that it does not have."""
+    make = OBSERVERS.get(name, where="observer")
+    known = observer_options(name)
+    for option in options:
+        if option not in known:
+            raise UnknownName(f"observer {name!r}", kind="option", name=option, known=known)
+    return make(spec, groups, **options)
+
+
+def observer_options(name: str) -> list[str]:
+    """The options of the observer called *name*. *raises* `UnknownName`."""
+    own = inspect.signature(OBSERVERS.get(name, where="observer")).parameters.values()
+    shared = inspect.signature(Observer).parameters.values() if any(p.kind is p.VAR_KEYWORD for p in own) else ()
+    return sorted({p.name for p in (*own, *shared) if p.kind is p.KEYWORD_ONLY})
+
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

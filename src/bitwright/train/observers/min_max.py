@@ -1,0 +1,21 @@
+"""The extremes of each batch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bitwright.train.observers import OBSERVERS, Ends, Observer
+
+
+@OBSERVERS.register("min_max")
+class MinMax(Observer):
+    """Smallest and largest element."""
+
+    agreement: Literal["widest", "mean"] = "widest"
+
+    def batch_range(self, x: Tensor) -> Ends:
+        lo, hi = torch.aminmax(x, dim=1)
+        return lo, hi

@@ -1,0 +1,193 @@
+"""`PreparedModel`: a captured network with a quantizer at every value that a plan quantizes, ready to be trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from bitwright.errors import ModelError, UnknownName
+from bitwright.graph.graph import Graph, GraphInfo
+from bitwright.graph.op import Op
+from bitwright.graph.structure import Record, graph_of, held_by, keep_state, module_of, records_of
+from bitwright.plan.plan import Plan
+from bitwright.plan.target import Target
+from bitwright.table import Table
+from bitwright.train.fake_quants import Quantizer
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a quantizer stands. *value*: what it quantizes; *path*: its module.
+
+    *folded_by*: the batch normalisation whose factor the weight is multiplied by before, and divided by after.
+    """
+
+    value: str
+    path: str
+    folded_by: str | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a prepared model knows of itself. *operators*: nodes of the graph without quantizers.
+
+    *plan*: the decisions, without parameters, for the graph with batch normalisation folded. *report*: what each operator
+    got, and why. *example*: input name -> tensor.
+    """
+
+    operators: tuple[Record, ...]
+    info: GraphInfo
+    plan: Plan
+    target: Target
+    places: tuple[Place, ...]
+    report: Table
+    example: Mapping[str, Tensor]
+
+
+class PreparedModel(fx.GraphModule):
+    """A network that is called, trained, copied and saved like the module it was made from, under the same parameter names.
+
+    Quantizers are `<operator>.activation_post_process` and `<operator>.weight_fake_quant`. A checkpoint of the float model
+    loads; one of a prepared model holds ranges and scales too. `report` says what every operator got, and why.
+    """
+
+    @classmethod
+    def build(cls, root: nn.Module, graph: fx.Graph, facts: Facts) -> PreparedModel:
+        """A model over the modules of *root*."""
+        made = cls(root, graph, "PreparedModel")
+        keep_state(made, root, {})
+        made.__dict__["facts"] = facts
+        made.__dict__["_kinds"] = {str(n.target): type(made.get_submodule(str(n.target))) for n in _calls(graph)}
+        made.train(root.training)
+        made.register_load_state_dict_post_hook(_allow_float_checkpoint)
+        return made
+
+    facts: Facts
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PreparedModel:
+        root = module_of(copy.deepcopy(held_by(self), memo))
+        return PreparedModel.build(root, graph_of(records_of(self.graph)), self.facts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (held_by(self), records_of(self.graph), self.facts)
+
+    def _get_name(self) -> str:
+        return "PreparedModel"
+
+    # --- what is in it ---------------------------------------------------------------------------------------
+
+    @property
+    def report(self) -> Table:
+        """What each operator got, and why."""
+        return self.facts.report
+
+    @property
+    def quantizers(self) -> Iterator[tuple[str, Quantizer]]:
+        """Path and module of every quantizer."""
+        return quantizers_of(self)
+
+    def float_graph(self) -> Graph:
+        """The operators without the quantizers, over the same parameters."""
+        return Graph.build(self, graph_of(list(self.facts.operators)), self.facts.info)
+
+    def check_unchanged(self) -> None:
+        """*raises* `ModelError` if operators were replaced or the graph was edited since `prepare`."""
+        for path, kind in self.__dict__["_kinds"].items():
+            try:
+                found = type(self.get_submodule(path))
+            except AttributeError:
+                found = None  # type: ignore[assignment]
+            if found is not kind:
+                raise _changed(path, kind, found)
+        if {str(n.target) for n in _calls(self.graph)} != set(self.__dict__["_kinds"]):
+            raise _changed("graph", fx.Graph, None)
+
+    # --- checkpoints -----------------------------------------------------------------------------------------
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        own = {f"{prefix}{key}" for key in self._quantizer_keys()}
+        self.__dict__["_excused"] = set() if own & set(state_dict) else own
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _quantizer_keys(self) -> set[str]:
+        """Keys of `state_dict` that the float model does not have."""
+        return {f"{path}.{key}" for path, quantizer in self.quantizers for key in quantizer.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As for any module; the checkpoint may be one of the float model. *raises* `ModelError` if names do not fit."""
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        if strict and (result.missing_keys or result.unexpected_keys):
+            raise _misfit(result.missing_keys, result.unexpected_keys)
+        return result
+
+
+def quantizers_of(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
+    """Path and module of every quantizer in *model*, each once."""
+    return ((path, m) for path, m in model.named_modules() if isinstance(m, Quantizer))
+
+
+def prepared_in(model: nn.Module) -> PreparedModel:
+    """The prepared model that *model* is or wraps (DDP, averaging). *raises* `ModelError` if there is not exactly one."""
+    found = [m for m in model.modules() if isinstance(m, PreparedModel)]
+    if len(found) != 1:
+        raise ModelError(
+            type(model).__name__,
+            expected="one model that prepare() returned",
+            found=f"{len(found)} of them",
+            remedy="Call bitwright.prepare(model, example_inputs) first.",
+        )
+    return found[0]
+
+
+def submodule_named(model: nn.Module, name: str) -> nn.Module:
+    """The submodule called *name*. *raises* `UnknownName`."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        known = [path for path, m in model.named_modules() if path and isinstance(m, Op)]
+        raise UnknownName("model", kind="submodule", name=name, known=known) from None
+
+
+def _restored(held: Mapping[str, Any], records: list[Record], facts: Facts) -> PreparedModel:
+    return PreparedModel.build(module_of(held), graph_of(records), facts)
+
+
+def _calls(graph: fx.Graph) -> list[fx.Node]:
+    return [n for n in graph.nodes if n.op == "call_module"]
+
+
+def _allow_float_checkpoint(module: nn.Module, incompatible: Any) -> None:
+    excused = module.__dict__.get("_excused", set())
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if key not in excused]
+
+
+def _changed(path: str, kind: type, found: type | None) -> ModelError:
+    return ModelError(
+        path,
+        expected=f"the {kind.__name__} that prepare() put there",
+        found="nothing of it" if found is None else found.__name__,
+        remedy="Change the float model, and prepare it again; what quantizes a value was decided for the old graph.",
+    )
+
+
+def _misfit(missing: list[str], unexpected: list[str]) -> ModelError:
+    parts = [
+        f"{len(keys)} {word} ({', '.join(keys[:4])}{', …' if len(keys) > 4 else ''})"
+        for word, keys in (("missing", missing), ("unexpected", unexpected))
+        if keys
+    ]
+    wrapped = any(key.startswith("module.") for key in unexpected)
+    return ModelError(
+        "checkpoint",
+        expected="the parameter names of this model",
+        found=" and ".join(parts),
+        remedy=(
+            "It was saved from a wrapped model: strip the prefix 'module.'."
+            if wrapped
+            else "Load it into the float model first, or pass strict=False to take what fits."
+        ),
+    )

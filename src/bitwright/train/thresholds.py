@@ -1,0 +1,92 @@
+"""Ranges worth representing, from `Bins` (docs/numerics.md §8.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bitwright.numerics.spec import QuantSpec
+from bitwright.numerics.thresholds import check_percent, kl_threshold
+from bitwright.registry import Registry
+from bitwright.train.bins import Bins
+
+Ends = tuple[Tensor, Tensor]
+#: (bins, exact extremes, spec, percentile) -> lo, hi `[groups]`.
+Method = Callable[[Bins, Ends, QuantSpec, float], Ends]
+METHODS: Registry[Method] = Registry("method of a histogram")
+
+#: Fractions of the range that the least squared error is searched among.
+FRACTIONS = 100
+
+
+def extremes(x: Tensor) -> Ends:
+    """Smallest and largest element of each group of *x* `[groups, n]`."""
+    lo, hi = torch.aminmax(x, dim=1)
+    return lo, hi
+
+
+def by_percentile(bins: Bins, seen: Ends, spec: QuantSpec, percent: float) -> Ends:
+    """The *percent* (0 < p <= 100) percentile of |x|, or for asymmetric codes of x on both sides."""
+    check_percent(percent)
+    if percent == 100.0:
+        return seen
+    if spec.symmetric:
+        return _within(bins.quantile(percent / 100.0, of_magnitudes=True), seen)
+    lo, hi = (bins.quantile(p / 100.0, of_magnitudes=False) for p in (100.0 - percent, percent))
+    return torch.maximum(torch.minimum(lo, hi), seen[0]), torch.minimum(torch.maximum(lo, hi), seen[1])
+
+
+def _within(threshold: Tensor, seen: Ends) -> Ends:
+    """[-threshold, threshold], cut to what was seen."""
+    return torch.maximum(-threshold, seen[0]), torch.minimum(threshold, seen[1])
+
+
+def by_mse(bins: Bins, seen: Ends, spec: QuantSpec, stride: int = 1) -> Ends:
+    """The fraction k/100 of the range with the least squared error, k = 100, 100 - *stride*, …"""
+    fractions = torch.arange(FRACTIONS, 0, -stride, device=bins.limit.device) / FRACTIONS
+    lo, hi = (end[:, None] * fractions for end in seen)
+    best = squared_error(bins, lo, hi, spec).argmin(1, keepdim=True)
+    return lo.gather(1, best).squeeze(1), hi.gather(1, best).squeeze(1)
+
+
+def squared_error(bins: Bins, lo: Tensor, hi: Tensor, spec: QuantSpec) -> Tensor:
+    """Expected squared error of each candidate range *lo*, *hi* `[groups, k]`: step² / 12 inside, the squared distance outside."""
+    d = spec.dtype
+    if spec.symmetric:
+        top = torch.maximum(-lo, hi)
+        step = top / d.qmax
+        lo, hi = (-top if d.signed else torch.zeros_like(top)), top
+    else:
+        step = (hi - lo) / (d.qmax - d.qmin)
+    centres, counts = bins.centres().double(), bins.counts
+    errors = []
+    for k in range(lo.shape[1]):  # one candidate at a time: [groups, bins] is enough to hold
+        beyond = (centres - hi[:, k : k + 1]).clamp(min=0.0) + (lo[:, k : k + 1] - centres).clamp(min=0.0)
+        inside = (beyond == 0).double() * step[:, k : k + 1] ** 2 / 12.0
+        errors.append((counts * (beyond**2 + inside)).sum(1))
+    return torch.stack(errors, 1)
+
+
+@METHODS.register("min_max")
+def _min_max(bins: Bins, seen: Ends, spec: QuantSpec, percent: float) -> Ends:
+    return seen
+
+
+@METHODS.register("percentile")
+def _percentile(bins: Bins, seen: Ends, spec: QuantSpec, percent: float) -> Ends:
+    return by_percentile(bins, seen, spec, percent)
+
+
+@METHODS.register("mse")
+def _mse(bins: Bins, seen: Ends, spec: QuantSpec, percent: float) -> Ends:
+    return by_mse(bins, seen, spec)
+
+
+@METHODS.register("kl")
+def _kl(bins: Bins, seen: Ends, spec: QuantSpec, percent: float) -> Ends:
+    levels = min(1 << (spec.dtype.bits - 1), bins.bins)
+    counts, widths = bins.magnitudes().cpu().numpy(), bins.width.tolist()
+    found = [kl_threshold(c, w, levels=levels) for c, w in zip(counts, widths, strict=True)]
+    return _within(torch.tensor(found, device=bins.limit.device), seen)
