@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from bitwright.exporters.onnx_float import export_float as export_float
     from bitwright.exporters.onnx_qdq import export_qdq as export_qdq
     from bitwright.flow.calibration import run_calibration as run_calibration
+    from bitwright.flow.convert import QuantizedModel as QuantizedModel
+    from bitwright.flow.convert import convert as convert
+    from bitwright.flow.convert import export as export
     from bitwright.flow.joint import run_joint as run_joint
+    from bitwright.flow.prepare import prepare as prepare
     from bitwright.flow.search import run_mixed as run_mixed
     from bitwright.flow.search import run_sensitivity as run_sensitivity
     from bitwright.flow.settings import Settings as Settings
@@ -33,7 +37,44 @@ if TYPE_CHECKING:
     from bitwright.importers.from_torch import capture as capture
     from bitwright.plan.assign import assign as assign
     from bitwright.plan.plan import Plan as Plan
+    from bitwright.plan.qconfig import ModuleNameQconfigSetter as ModuleNameQconfigSetter
+    from bitwright.plan.qconfig import QConfig as QConfig
+    from bitwright.plan.qconfig import get_default_qconfig as get_default_qconfig
     from bitwright.plan.reads import quantized_reads as quantized_reads
+    from bitwright.plan.setters import (
+        calibration_4bit_weight_8bit_act_qconfig_setter as calibration_4bit_weight_8bit_act_qconfig_setter,
+    )
+    from bitwright.plan.setters import (
+        calibration_8bit_weight_16bit_act_qconfig_setter as calibration_8bit_weight_16bit_act_qconfig_setter,
+    )
+    from bitwright.plan.setters import (
+        default_calibration_qconfig_setter as default_calibration_qconfig_setter,
+    )
+    from bitwright.plan.setters import (
+        default_qat_fixed_act_qconfig_setter as default_qat_fixed_act_qconfig_setter,
+    )
+    from bitwright.plan.setters import default_qat_qconfig_setter as default_qat_qconfig_setter
+    from bitwright.plan.setters import (
+        qat_4bit_weight_8bit_act_qconfig_setter as qat_4bit_weight_8bit_act_qconfig_setter,
+    )
+    from bitwright.plan.setters import (
+        qat_4bit_weight_8bit_fixed_act_qconfig_setter as qat_4bit_weight_8bit_fixed_act_qconfig_setter,
+    )
+    from bitwright.plan.setters import (
+        qat_8bit_weight_16bit_act_qconfig_setter as qat_8bit_weight_16bit_act_qconfig_setter,
+    )
+    from bitwright.plan.setters import (
+        qat_8bit_weight_16bit_fixed_act_qconfig_setter as qat_8bit_weight_16bit_fixed_act_qconfig_setter,
+    )
+    from bitwright.plan.setters import (
+        sensitive_op_calibration_8bit_weight_16bit_act_qconfig_setter as sensitive_op_calibration_8bit_weight_16bit_act_qconfig_setter,
+    )
+    from bitwright.plan.setters import (
+        sensitive_op_qat_8bit_weight_16bit_act_qconfig_setter as sensitive_op_qat_8bit_weight_16bit_act_qconfig_setter,
+    )
+    from bitwright.plan.setters import (
+        sensitive_op_qat_8bit_weight_16bit_fixed_act_qconfig_setter as sensitive_op_qat_8bit_weight_16bit_fixed_act_qconfig_setter,
+    )
     from bitwright.plan.target import Target as Target
     from bitwright.plan.target import load_target as load_target
     from bitwright.rewrite.decompose_attention import decompose_attention as decompose_attention
@@ -49,15 +90,27 @@ if TYPE_CHECKING:
     from bitwright.search.similarity import Similarity as Similarity
     from bitwright.search.sketched import sketch_sensitivity as sketch_sensitivity
     from bitwright.search.thresholds import joint_thresholds as joint_thresholds
+    from bitwright.train.batchnorm import freeze_batchnorm as freeze_batchnorm
+    from bitwright.train.check import check_qat_model as check_qat_model
+    from bitwright.train.control import load_observer_params as load_observer_params
+    from bitwright.train.control import reset_scale as reset_scale
+    from bitwright.train.control import set_fake_quantize as set_fake_quantize
+    from bitwright.train.prepared import PreparedModel as PreparedModel
+    from bitwright.train.states import FakeQuantState as FakeQuantState
 
 _HOMES = {
     "BitwrightError": "errors",
     "Dataset": "data",
     "ErrorSketch": "search.error_sketch",
     "Evaluator": "search.evaluator",
+    "FakeQuantState": "train.states",
     "Graph": "graph.graph",
     "ImageOptions": "data",
+    "ModuleNameQconfigSetter": "plan.qconfig",
     "Plan": "plan.plan",
+    "PreparedModel": "train.prepared",
+    "QConfig": "plan.qconfig",
+    "QuantizedModel": "flow.convert",
     "Replay": "graph.replay",
     "Session": "runtime.session",
     "Settings": "flow.settings",
@@ -66,25 +119,46 @@ _HOMES = {
     "Statistics": "calibrate.statistics",
     "Target": "plan.target",
     "assign": "plan.assign",
+    "calibration_4bit_weight_8bit_act_qconfig_setter": "plan.setters",
+    "calibration_8bit_weight_16bit_act_qconfig_setter": "plan.setters",
     "candidate_reads": "search.sensitivity",
     "capture": "importers.from_torch",
+    "check_qat_model": "train.check",
     "collect": "calibrate.collect",
+    "convert": "flow.convert",
     "decompose_attention": "rewrite.decompose_attention",
+    "default_calibration_qconfig_setter": "plan.setters",
+    "default_qat_fixed_act_qconfig_setter": "plan.setters",
+    "default_qat_qconfig_setter": "plan.setters",
     "explain": "search.interactions",
+    "export": "flow.convert",
     "export_float": "exporters.onnx_float",
     "export_qdq": "exporters.onnx_qdq",
     "fold_batchnorm": "rewrite.fold_batchnorm",
+    "freeze_batchnorm": "train.batchnorm",
+    "get_default_qconfig": "plan.qconfig",
     "joint_thresholds": "search.thresholds",
+    "load_observer_params": "train.control",
     "load_onnx": "importers.from_onnx",
     "load_target": "plan.target",
     "measure_sensitivity": "search.sensitivity",
     "open_data": "data",
+    "prepare": "flow.prepare",
+    "qat_4bit_weight_8bit_act_qconfig_setter": "plan.setters",
+    "qat_4bit_weight_8bit_fixed_act_qconfig_setter": "plan.setters",
+    "qat_8bit_weight_16bit_act_qconfig_setter": "plan.setters",
+    "qat_8bit_weight_16bit_fixed_act_qconfig_setter": "plan.setters",
     "quantized_reads": "plan.reads",
+    "reset_scale": "train.control",
     "run_calibration": "flow.calibration",
     "run_joint": "flow.joint",
     "run_mixed": "flow.search",
     "run_sensitivity": "flow.search",
     "search_mixed_precision": "search.mixed_precision",
+    "sensitive_op_calibration_8bit_weight_16bit_act_qconfig_setter": "plan.setters",
+    "sensitive_op_qat_8bit_weight_16bit_act_qconfig_setter": "plan.setters",
+    "sensitive_op_qat_8bit_weight_16bit_fixed_act_qconfig_setter": "plan.setters",
+    "set_fake_quantize": "train.control",
     "sketch_sensitivity": "search.sketched",
     "tune": "flow.tune",
     "verify": "runtime.verify",

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from bitwright.calibrate.biases import bias_entry
 from bitwright.calibrate.observers import parse_method
 from bitwright.calibrate.statistics import Statistics
 from bitwright.errors import DataError
@@ -148,7 +149,7 @@ class Solver:
                 solved[name] = replace(entry, qparams=self._weight(value, readers, narrow), why=why)
         for name, entry in values.items():
             if entry.role == "bias":
-                solved[name] = self._bias_entry(plan, solved, name, entry)
+                solved[name] = bias_entry(self.graph, self.target, plan, solved, name)
         return solved, refused
 
     def _weight(self, value: Value, readers: Sequence[Reader], precision: Precision) -> QParams:
@@ -209,34 +210,6 @@ class Solver:
                 return None
             name = self.graph.op(readers[0].op).outputs[0]
         return name
-
-    def _bias_entry(
-        self, plan: Plan, values: Mapping[str, ValueEntry], name: str, entry: ValueEntry
-    ) -> ValueEntry:
-        """A bias joins the accumulator: scale = input scale x weight scale, zero point 0."""
-        readers = [
-            r for r in self.graph.value(name).readers if r.role is Role.BIAS and _quantized(plan.ops[r.op])
-        ]
-        if not readers:
-            return replace(entry, qparams=None, why="only float operators read it")
-        if len(readers) > 1:
-            return replace(
-                entry, qparams=None, why="shared by several operators with accumulators of their own"
-            )
-        inputs = self.graph.op_inputs(readers[0].op)
-        x, w = (values.get(n or "") for n in inputs[:2])
-        if x is None or x.qparams is None or w is None or w.qparams is None:
-            return replace(entry, qparams=None, why="its operator has no quantized input or weight")
-        count = self.graph.constant(name).numel()
-        scales = w.qparams.scale if len(w.qparams.scale) in (1, count) else (max(w.qparams.scale),)
-        scale = tuple(float(torch.tensor(x.qparams.scale[0] * s, dtype=torch.float32)) for s in scales)
-        if min(scale) <= 0:
-            return replace(entry, qparams=None, why="the accumulator's step is below float32")
-        spec = self.target.bias_spec(0 if len(scale) > 1 else None)
-        peak = float(self.graph.constant(name).detach().abs().max()) if count else 0.0
-        if spec.dtype.bits == 32 and peak / min(scale) >= spec.dtype.qmax:
-            return replace(entry, qparams=None, why="does not fit into int32 at the accumulator's scale")
-        return replace(entry, qparams=QParams(spec, scale, (0,) * len(scale)))
 
 
 def _quantized(entry: OpEntry) -> bool:

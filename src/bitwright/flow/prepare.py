@@ -178,7 +178,9 @@ def _check_names(folded: Graph, setters: Sequence[QconfigSetter]) -> None:
                     found=f"a batch normalisation that the chip computes as part of {norms[name]!r}",
                     remedy=f"Name {norms[name]!r} instead.",
                 )
-            modules = {".".join(n.split(".")[: i + 1]) for n in folded.op_names for i in range(n.count(".") + 1)}
+            modules = {
+                ".".join(n.split(".")[: i + 1]) for n in folded.op_names for i in range(n.count(".") + 1)
+            }
             raise UnknownName("ModuleNameQconfigSetter", kind="operator or module", name=name, known=modules)
 
 
@@ -201,9 +203,7 @@ def _is_infinite(x: Tensor) -> bool:
     return x.is_floating_point() and bool(x.isinf().any())
 
 
-def _plan(
-    folded: Graph, target: Target, choices: Mapping[str, _Choice], infinite: set[str]
-) -> Plan:
+def _plan(folded: Graph, target: Target, choices: Mapping[str, _Choice], infinite: set[str]) -> Plan:
     asked: dict[str, Precision] = {
         name: "float" if c.qconfig is None else c.qconfig.precision for name, c in choices.items()
     }
@@ -252,7 +252,9 @@ _COLUMNS = (
 
 
 def _report(folded: Graph, plan: Plan, choices: Mapping[str, _Choice]) -> Table:
-    weighted = {r.op for v in folded.values.values() if v.is_constant for r in v.readers if r.role == "weight"}
+    weighted = {
+        r.op for v in folded.values.values() if v.is_constant for r in v.readers if r.role == "weight"
+    }
     rows = []
     for name, entry in plan.ops.items():
         choice = choices[name]

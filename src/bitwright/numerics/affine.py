@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bitwright.numerics.rounding import Rounding, round_
 from bitwright.numerics.spec import QParams, QuantSpec
+
+#: A number of codes, or a tensor of such that broadcasts (torch has a type for each, none for both).
+Limit = Any
 
 #: Thresholds below this are raised to it, so that a constant-zero value still has a scale.
 THRESHOLD_FLOOR = 1e-5
@@ -40,9 +44,7 @@ def scales_from_range(spec: QuantSpec, lo: Tensor, hi: Tensor) -> tuple[Tensor, 
         scale = (high - low).clamp(min=THRESHOLD_FLOOR) / (d.qmax - d.qmin)
     if spec.power_of_two:
         scale = torch.exp2(torch.ceil(torch.log2(scale)))
-    zero = (
-        torch.zeros_like(scale) if spec.symmetric else (d.qmin - low / scale).round().clamp(d.qmin, d.qmax)
-    )
+    zero = torch.zeros_like(scale) if spec.symmetric else (d.qmin - low / scale).round().clamp(d.qmin, d.qmax)
     return scale.float(), zero.float()
 
 
@@ -75,7 +77,7 @@ def fake_quantize(x: Tensor, q: QParams) -> Tensor:
 
 
 def fake_quantized(
-    x: Tensor, scale: Tensor, lo: Tensor | int, hi: Tensor | int, rounding: Rounding
+    x: Tensor, scale: Tensor, lo: Limit, hi: Limit, rounding: Rounding
 ) -> tuple[Tensor, Tensor]:
     """As `fake_quantize`, with parameters in tensors. *scale*, and *lo*, *hi* (code limits minus zero point): broadcast to *x*.
 

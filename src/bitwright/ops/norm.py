@@ -49,9 +49,7 @@ class BatchNorm(Op):
         learning = self.training and not self.frozen
         momentum = self._count_batch() if learning else 0.0
         # detach: the statistics are updated in place, also where they came as constants of an ONNX file.
-        return F.batch_norm(
-            x, mean.detach(), var.detach(), weight, bias, learning, momentum, self.epsilon
-        )
+        return F.batch_norm(x, mean.detach(), var.detach(), weight, bias, learning, momentum, self.epsilon)
 
     def _count_batch(self) -> float:
         count = self._buffers.get("num_batches_tracked")

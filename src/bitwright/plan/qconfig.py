@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from bitwright.errors import PlanError
 from bitwright.plan.target import Precision
@@ -174,7 +174,6 @@ def as_setters(setter: QconfigSetter | Sequence[QconfigSetter] | None) -> tuple[
     """One setter, several (highest priority first) or none, as a tuple."""
     if setter is None:
         return ()
-    return tuple(setter) if isinstance(setter, (tuple, list)) else (setter,)  # type: ignore[arg-type]
+    return tuple(setter) if isinstance(setter, Sequence) else (setter,)
 
 
-Selection = Literal["topk", "ratio"]

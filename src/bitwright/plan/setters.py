@@ -25,7 +25,9 @@ QAT = get_default_qconfig()
 FIXED = get_default_qconfig(activation_qkwargs={"averaging_constant": 0.0})
 
 
-def _uniform(title: str, qconfig: QConfig, activation: str = "int8", weight: str = "int8") -> UniformQconfigSetter:
+def _uniform(
+    title: str, qconfig: QConfig, activation: str = "int8", weight: str = "int8"
+) -> UniformQconfigSetter:
     return UniformQconfigSetter(with_dtype(qconfig, activation=activation, weight=weight), title)
 
 

@@ -48,9 +48,9 @@ def times_channels(weight: Tensor, factor: Tensor, axis: int, groups: int) -> Te
     a transposed convolution lie on axis 1, group by group along axis 0.
     """
     if axis == 1 and groups > 1:
-        grouped = weight.unflatten(0, (groups, -1))
+        grouped = weight.reshape(groups, -1, *weight.shape[1:])
         shape = [groups, 1, weight.shape[1], *[1] * (weight.dim() - 2)]
-        return (grouped * factor.reshape(shape)).flatten(0, 1)
+        return (grouped * factor.reshape(shape)).reshape(weight.shape)
     shape = [1] * weight.dim()
     shape[axis] = -1
     return weight * factor.reshape(shape)

@@ -34,7 +34,7 @@ class Bins(nn.Module):
             fresh = narrow & (self.limit == 0)
             self.limit[fresh] = top[fresh]
             half = self.counts.shape[1] // 4
-            merged = self.counts.unflatten(1, (-1, 2)).sum(2)
+            merged = self.counts.reshape(len(self.counts), -1, 2).sum(2)
             wide = torch.zeros_like(self.counts)
             wide[:, half : half + merged.shape[1]] = merged
             old = narrow & ~fresh
@@ -53,8 +53,7 @@ class Bins(nn.Module):
 
     def magnitudes(self) -> Tensor:
         """Counts of |x|, `[groups, bins]`."""
-        negative, positive = self.counts.split(self.bins, 1)
-        return negative.flip(1) + positive
+        return self.counts[:, : self.bins].flip(1) + self.counts[:, self.bins :]
 
     def quantile(self, share: float, *, of_magnitudes: bool) -> Tensor:
         """The value (or magnitude) that *share* (0..1) of the elements do not exceed, linear within its bin; `[groups]`."""

@@ -53,9 +53,7 @@ _COLUMNS = (
 )
 
 
-def load_observer_params(
-    calibration_model: nn.Module, qat_model: nn.Module, verbose: bool = False
-) -> Table:
+def load_observer_params(calibration_model: nn.Module, qat_model: nn.Module, verbose: bool = False) -> Table:
     """Copy ranges and scales from *calibration_model* to the quantizers of the same name in *qat_model*.
 
     Where formats differ (int8 calibrated, int16 trained) the scale is computed from the range. *returns*: what became of
@@ -77,7 +75,10 @@ def load_observer_params(
             found="no quantizer with the same name",
             remedy="Prepare the same float model twice.",
         )
-    rows = [_row(name, _load(source.get(name), target.get(name)), target.get(name)) for name in {**source, **target}]
+    rows = [
+        _row(name, _load(source.get(name), target.get(name)), target.get(name))
+        for name in {**source, **target}
+    ]
     table = Table("Ranges that were loaded", _COLUMNS, tuple(rows))
     _warn_of_misses(rows)
     if verbose:

@@ -91,9 +91,7 @@ class _Insertion:
         decided_by = value.producer if is_made_quantized(self.plan, value) else edges[0][1]
         assert decided_by is not None
         config = self._config(decided_by).activation
-        spec = self.target.activation_spec(
-            self._width(value), nonnegative=self._is_nonnegative(value, entry)
-        )
+        spec = self.target.activation_spec(self._width(value), nonnegative=self._is_nonnegative(value, entry))
         quantizer = self._quantizer(value.name, spec, config, (), is_weight=False)
         path = self._register(self._home(value, edges), quantizer)
         node = self.nodes[self.source.value(value.name).node]
@@ -180,7 +178,9 @@ class _Insertion:
         assert isinstance(module, BatchNorm)
         _, gain, _, _, variance = self.source.op_node(norm).args
         axis, groups = channels_of(self.source, op)
-        operands = [self.graph.get_attr(str(n.target)) if isinstance(n, fx.Node) else None for n in (gain, variance)]
+        operands = [
+            self.graph.get_attr(str(n.target)) if isinstance(n, fx.Node) else None for n in (gain, variance)
+        ]
         factor = self.graph.call_function(fold_factor, (*operands, module.epsilon))
         folded = self.graph.call_function(times_channels, (weight, factor, axis, groups))
         rounded = self.graph.call_module(path, (folded,))
@@ -243,4 +243,3 @@ def channels_of(graph: Graph, op: str) -> tuple[int, int]:
 def _identifier(name: str) -> str:
     cleaned = "".join(c if c.isalnum() or c == "_" else "_" for c in name)
     return cleaned if cleaned and not cleaned[0].isdigit() else f"_{cleaned}"
-

@@ -61,9 +61,11 @@ class PreparedModel(fx.GraphModule):
         made = cls(root, graph, "PreparedModel")
         keep_state(made, root, {})
         made.__dict__["facts"] = facts
-        made.__dict__["_kinds"] = {str(n.target): type(made.get_submodule(str(n.target))) for n in _calls(graph)}
+        made.__dict__["_kinds"] = {
+            str(n.target): type(made.get_submodule(str(n.target))) for n in _calls(graph)
+        }
         made.train(root.training)
-        made.register_load_state_dict_post_hook(_allow_float_checkpoint)
+        made.register_load_state_dict_post_hook(_allow_float_checkpoint)  # type: ignore[no-untyped-call]
         return made
 
     facts: Facts
@@ -117,7 +119,9 @@ class PreparedModel(fx.GraphModule):
         """Keys of `state_dict` that the float model does not have."""
         return {f"{path}.{key}" for path, quantizer in self.quantizers for key in quantizer.state_dict()}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """As for any module; the checkpoint may be one of the float model. *raises* `ModelError` if names do not fit."""
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
         if strict and (result.missing_keys or result.unexpected_keys):

@@ -23,8 +23,9 @@ FRACTIONS = 100
 
 def extremes(x: Tensor) -> Ends:
     """Smallest and largest element of each group of *x* `[groups, n]`."""
-    lo, hi = torch.aminmax(x, dim=1)
-    return lo, hi
+    # Without an axis the reduction is several times faster.
+    lo, hi = torch.aminmax(x) if len(x) == 1 else torch.aminmax(x, dim=1)
+    return lo.reshape(-1), hi.reshape(-1)
 
 
 def by_percentile(bins: Bins, seen: Ends, spec: QuantSpec, percent: float) -> Ends:

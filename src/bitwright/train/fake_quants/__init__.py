@@ -7,22 +7,20 @@ gradient passes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bitwright.errors import DataError, PlanError
-from bitwright.numerics.affine import scales_from_range
+from bitwright.numerics.affine import Limit, scales_from_range
 from bitwright.numerics.spec import QParams, QuantSpec
 from bitwright.registry import Registry
 from bitwright.train.observers import Observer
 from bitwright.train.states import FakeQuantState, ModeNotice
 
-__all__ = ["FAKE_QUANTS", "QUANTIZER_NAMES", "Quantizer"]
+__all__ = ["FAKE_QUANTS", "QUANTIZER_NAMES", "Quantizer", "inner"]
 
 #: What a quantizer is called at its place in the model, by what it quantizes.
 QUANTIZER_NAMES = {"activation": "activation_post_process", "weight": "weight_fake_quant"}
@@ -94,9 +92,16 @@ class Quantizer(nn.Module, ABC):
         """Whether the quantizer knows what to represent."""
         return self.observer.has_range
 
+    @property
+    def settled(self) -> bool:
+        """Whether training no longer depends on what is observed."""
+        return self.has_range and self.observer.averaging_constant == 0.0
+
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Follow the range of *x*. *raises* `DataError` for NaN or infinity while calibrating."""
+        if self.settled and self.state is FakeQuantState.QAT:
+            return
         grouped = self.grouped(x.detach())
         self.observer(grouped)
         self.adopt(grouped)
@@ -122,7 +127,7 @@ class Quantizer(nn.Module, ABC):
         shape[self.spec.axis] = -1
         return t.reshape(shape)
 
-    def code_limits(self, x: Tensor) -> tuple[Tensor | int, Tensor | int]:
+    def code_limits(self, x: Tensor) -> tuple[Limit, Limit]:
         """Smallest and largest code minus the zero point, to clamp steps of *x* with."""
         if self.spec.symmetric:
             return self.qmin, self.qmax
@@ -146,28 +151,18 @@ class Quantizer(nn.Module, ABC):
         scale = tuple(self.step().detach().float().cpu().tolist())
         return QParams(self.spec, scale, tuple(int(z) for z in self.zero_point.cpu().tolist()))
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        *rest: Any,
-    ) -> None:
-        own: list[str] = []
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, *rest)
-        # A checkpoint of the float model knows no quantizers at all; one of a prepared model must know them all.
-        if any(f".{part}." in f".{key}" for key in state_dict for part in _PARTS):
-            missing_keys += own
-
     def extra_repr(self) -> str:
         d = self.spec.dtype
         where = "per tensor" if self.spec.axis is None else f"axis {self.spec.axis}"
         return f"{d.name}, {where}, state={self.state.name}"
 
 
-_PARTS = ("observer",)
+def inner(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+    """The sum of *a* · *b* over all axes along which *like* has length 1, in the shape of *like*."""
+    if like.dim() == 0:
+        return torch.dot(a.reshape(-1), b.reshape(-1))
+    return (a * b).sum([i for i in range(a.dim()) if like.shape[i] == 1], keepdim=True)
+
 
 FAKE_QUANTS: Registry[type[Quantizer]] = Registry("fake quantizer")
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.numerics.affine import fake_quantized
+from bitwright.numerics.affine import Limit, fake_quantized
 from bitwright.numerics.rounding import Rounding
 from bitwright.train.fake_quants import FAKE_QUANTS, Quantizer
 
@@ -16,9 +16,7 @@ class StraightThrough(torch.autograd.Function):
     """Rounding to codes whose gradient is that of the clamp (Bengio et al. 2013, arXiv:1308.3432). Keeps one byte per element."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, lo: Tensor | int, hi: Tensor | int, rounding: Rounding
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, lo: Limit, hi: Limit, rounding: Rounding) -> Tensor:
         y, inside = fake_quantized(x, scale, lo, hi, rounding)
         ctx.save_for_backward(inside)
         return y
@@ -26,7 +24,7 @@ class StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None, None, None, None
+        return torch.where(inside, gradients[0], 0.0), None, None, None, None
 
 
 @FAKE_QUANTS.register("fake_quant")

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.numerics.affine import THRESHOLD_FLOOR, fake_quantized
-from bitwright.numerics.rounding import Rounding, round_
-from bitwright.train.fake_quants import FAKE_QUANTS, Quantizer
+from bitwright.numerics.affine import THRESHOLD_FLOOR, Limit, fake_quantized
+from bitwright.numerics.rounding import Rounding
+from bitwright.train.fake_quants import FAKE_QUANTS, Quantizer, inner
+from bitwright.train.states import FakeQuantState
 
 
 class _Lsq(torch.autograd.Function):
@@ -21,33 +22,33 @@ class _Lsq(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         scale: Tensor,
-        lo: Tensor | int,
-        hi: Tensor | int,
+        lo: Limit,
+        hi: Limit,
         rounding: Rounding,
         factor: float,
     ) -> Tensor:
         y, _ = fake_quantized(x, scale, lo, hi, rounding)
         ctx.save_for_backward(x, scale, *(t for t in (lo, hi) if isinstance(t, Tensor)))
-        ctx.limits, ctx.rounding, ctx.factor = (lo, hi), rounding, factor
+        ctx.limits = None if isinstance(lo, Tensor) else (lo, hi)
+        ctx.rounding, ctx.factor = rounding, factor
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, *limits = ctx.saved_tensors
+        # Computed again: of the values that nothing else keeps, x alone stays in memory.
         lo, hi = limits or ctx.limits
-        exact = x / scale
-        steps = round_(exact.clone(), ctx.rounding)
-        codes = steps.clamp(lo, hi)
-        inside = codes == steps
-        by_scale = torch.where(inside, codes - exact, codes).mul_(gradients[0])
-        axes = [i for i in range(x.dim()) if scale.dim() == 0 or scale.shape[i] == 1]
-        summed = by_scale.sum(axes, keepdim=True) if axes else by_scale
-        return gradients[0] * inside, summed.reshape(scale.shape) * ctx.factor, None, None, None, None
+        y, inside = fake_quantized(x, scale, lo, hi, ctx.rounding)
+        by_x = torch.where(inside, gradients[0], 0.0)
+        # code - x / scale inside, code outside; and y = code * scale: two inner products.
+        by_scale = (inner(gradients[0], y, scale) - inner(by_x, x, scale)) / scale
+        return by_x, by_scale * ctx.factor, None, None, None, None
 
 
 @FAKE_QUANTS.register("lsq")
 class Lsq(Quantizer):
-    """The scale is a parameter. It starts at 2 · mean|x| / √qmax of the first batch (section 2.1), or at what was loaded.
+    """The scale is a parameter. It starts at what calibration found or what was loaded, else at 2 · mean|x| / √qmax of the
+    first batch (section 2.1).
 
     Its gradient is scaled by 1 / √(n · qmax), n elements per sample that share it (section 2.2).
     """
@@ -59,15 +60,17 @@ class Lsq(Quantizer):
         if self.observer.has_range:
             self.set_scale(self.range_scales()[0])
 
+    @property
+    def settled(self) -> bool:
+        return self.started
+
     def step(self) -> Tensor:
         scale = self.scale.detach().abs().clamp(min=THRESHOLD_FLOOR / self.qmax)
         return torch.exp2(torch.ceil(torch.log2(scale))) if self.spec.power_of_two else scale
 
     def adopt(self, x: Tensor) -> None:
-        if self.started:
-            return
         scale, zero = self.range_scales()
-        if self.spec.symmetric:
+        if self.spec.symmetric and self.state is not FakeQuantState.CALIBRATION:
             scale = torch.minimum(scale, 2.0 * x.abs().mean(1) / math.sqrt(self.qmax))
         self.zero_point.copy_(zero)
         self.set_scale(scale.clamp(min=THRESHOLD_FLOOR / self.qmax))

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.numerics.affine import fake_quantized, scales_from_range
-from bitwright.numerics.rounding import Rounding
+from bitwright.numerics.affine import Limit, scales_from_range
+from bitwright.numerics.rounding import Rounding, round_
 from bitwright.train.fake_quants import FAKE_QUANTS, Quantizer
 
 
@@ -21,24 +21,23 @@ class _Pact(torch.autograd.Function):
         x: Tensor,
         alpha: Tensor,
         scale: Tensor,
-        lo: Tensor | int,
-        hi: Tensor | int,
+        lo: Limit,
+        hi: Limit,
         rounding: Rounding,
     ) -> Tensor:
-        y, inside = fake_quantized(x, scale, lo, hi, rounding)
-        # 0: inside; ±1: clipped. One byte per element, as a mask.
-        side = torch.where(inside, 0, x.sign()).to(torch.int8)
-        ctx.save_for_backward(side)
-        ctx.shape = alpha.shape
-        return y
+        steps = round_(x / scale, rounding)
+        # 1 above, -1 below, 0 inside: one byte per element.
+        side = (steps > hi).to(torch.int8).sub_((steps < lo).to(torch.int8))
+        ctx.save_for_backward(side, alpha)
+        return steps.clamp_(lo, hi).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (side,) = ctx.saved_tensors
-        axes = [i for i in range(side.dim()) if len(ctx.shape) == 0 or ctx.shape[i] == 1]
-        clipped = gradients[0] * side
-        summed = clipped.sum(axes, keepdim=True) if axes else clipped
-        return gradients[0] * (side == 0), summed.reshape(ctx.shape), None, None, None, None
+        (g,), (side, alpha) = gradients, ctx.saved_tensors
+        axes = [i for i in range(g.dim()) if alpha.dim() and alpha.shape[i] == 1]
+        above, below = torch.where(side > 0, g, 0.0), torch.where(side < 0, g, 0.0)
+        by_alpha = (above - below).sum(axes, keepdim=True) if alpha.dim() else above.sum() - below.sum()
+        return torch.where(side == 0, g, 0.0), by_alpha, None, None, None, None
 
 
 @FAKE_QUANTS.register("pact")
@@ -65,9 +64,12 @@ class Pact(Quantizer):
     def step(self) -> Tensor:
         return self._scales()[0]
 
+    @property
+    def settled(self) -> bool:
+        return self.started
+
     def adopt(self, x: Tensor) -> None:
-        if not self.started:
-            self._start()
+        self._start()
 
     @torch.no_grad()
     def _start(self) -> None:

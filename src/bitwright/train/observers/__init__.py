@@ -124,7 +124,9 @@ def make_observer(name: str, spec: QuantSpec, groups: int, options: Mapping[str,
 def observer_options(name: str) -> list[str]:
     """The options of the observer called *name*. *raises* `UnknownName`."""
     own = inspect.signature(OBSERVERS.get(name, where="observer")).parameters.values()
-    shared = inspect.signature(Observer).parameters.values() if any(p.kind is p.VAR_KEYWORD for p in own) else ()
+    shared = (
+        inspect.signature(Observer).parameters.values() if any(p.kind is p.VAR_KEYWORD for p in own) else ()
+    )
     return sorted({p.name for p in (*own, *shared) if p.kind is p.KEYWORD_ONLY})
 
 

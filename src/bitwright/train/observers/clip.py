@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from bitwright.errors import NumericsError
 from bitwright.numerics.spec import QuantSpec
 from bitwright.train.observers import OBSERVERS, Ends, Observer
+from bitwright.train.thresholds import extremes
 
 
 @OBSERVERS.register("clip")
@@ -33,5 +33,5 @@ class Clip(Observer):
         self.low, self.high = low, high
 
     def batch_range(self, x: Tensor) -> Ends:
-        lo, hi = torch.aminmax(x, dim=1)
+        lo, hi = extremes(x)
         return lo.clamp(self.low, self.high), hi.clamp(self.low, self.high)

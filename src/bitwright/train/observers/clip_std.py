@@ -10,6 +10,7 @@ from torch import Tensor
 from bitwright.errors import NumericsError
 from bitwright.numerics.spec import QuantSpec
 from bitwright.train.observers import OBSERVERS, Ends, Observer
+from bitwright.train.thresholds import extremes
 
 
 @OBSERVERS.register("clip_std")
@@ -31,7 +32,7 @@ class ClipStd(Observer):
         self.std_scale = std_scale
 
     def batch_range(self, x: Tensor) -> Ends:
-        lo, hi = torch.aminmax(x, dim=1)
+        lo, hi = extremes(x)
         std, mean = torch.std_mean(x, dim=1, correction=0)
         reach = self.std_scale * std
         return torch.maximum(lo, mean - reach), torch.minimum(hi, mean + reach)

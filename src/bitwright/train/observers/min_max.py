@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from bitwright.train.observers import OBSERVERS, Ends, Observer
+from bitwright.train.thresholds import extremes
 
 
 @OBSERVERS.register("min_max")
@@ -17,5 +17,4 @@ class MinMax(Observer):
     agreement: Literal["widest", "mean"] = "widest"
 
     def batch_range(self, x: Tensor) -> Ends:
-        lo, hi = torch.aminmax(x, dim=1)
-        return lo, hi
+        return extremes(x)

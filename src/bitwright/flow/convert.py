@@ -1,0 +1,243 @@
+"""From a trained prepared model to what runs on integers: the plan, the QDQ file, a callable int8 module."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, fx, nn
+
+from bitwright.calibrate.biases import bias_entry
+from bitwright.errors import DataError, PlanError
+from bitwright.exporters.onnx_float import save_model
+from bitwright.exporters.onnx_qdq import export_qdq
+from bitwright.flow.outputs import check_writable
+from bitwright.graph.graph import Graph
+from bitwright.numerics.affine import THRESHOLD_FLOOR
+from bitwright.numerics.spec import QParams
+from bitwright.plan.plan import Plan, ValueEntry
+from bitwright.plan.reads import is_quantized
+from bitwright.rewrite.fold_batchnorm import fold_batchnorm
+from bitwright.runtime.proof import Proof
+from bitwright.runtime.session import Session
+from bitwright.runtime.verify import verify
+from bitwright.train.batchnorm import fold_factor, over_channels, times_channels
+from bitwright.train.fake_quants import Quantizer
+from bitwright.train.insert import channels_of
+from bitwright.train.prepared import Place, PreparedModel, prepared_in
+from bitwright.train.states import FakeQuantState
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A prepared model as other stages take it: *graph* with batch normalisation folded and weights on their codes, and *plan*
+    with the learned parameters.
+    """
+
+    graph: Graph
+    plan: Plan
+
+
+def decided(model: nn.Module) -> Decided:
+    """What *model* (prepared, or wrapping such) has learned. *raises* `PlanError` naming an observer that never ran,
+    `ModelError` if the model was changed since `prepare`.
+    """
+    prepared = prepared_in(model)
+    prepared.check_unchanged()
+    _check_calibrated(prepared)
+    return _Decision(prepared).made()
+
+
+def _check_calibrated(prepared: PreparedModel) -> None:
+    silent = [path for path, q in prepared.quantizers if not q.has_range]
+    if silent:
+        raise PlanError(
+            silent[0],
+            expected="a calibrated or trained model",
+            found=f"{len(silent)} observers that never ran",
+            remedy="Run some batches in state CALIBRATION or QAT, or load_observer_params, before converting.",
+        )
+
+
+class _Decision:
+    """Folds batch normalisation, and says what each quantizer's scale becomes by that."""
+
+    def __init__(self, prepared: PreparedModel) -> None:
+        self.prepared = prepared
+        self.facts = prepared.facts
+        self.graph = copy.deepcopy(prepared.float_graph()).cpu().eval()
+        self.places = {place.value: place for place in self.facts.places}
+        self.factors: dict[str, tuple[Tensor, int, int]] = {}
+
+    def made(self) -> Decided:
+        plan, weights = self.facts.plan, dict[str, QParams]()
+        for name, entry in plan.values.items():
+            if entry.role == "weight" and name in self.places:
+                weights[name] = self._weight(name)
+        folded = fold_batchnorm(self.graph)
+        values: dict[str, ValueEntry] = {}
+        for name, entry in plan.values.items():
+            values[name] = replace(entry, qparams=self._qparams(name, entry, weights, values))
+        for name, entry in plan.values.items():
+            if entry.role == "bias":
+                values[name] = bias_entry(folded, self.facts.target, plan, values, name)
+        return Decided(folded, replace(plan, values=values))
+
+    def _qparams(
+        self,
+        name: str,
+        entry: ValueEntry,
+        weights: Mapping[str, QParams],
+        values: Mapping[str, ValueEntry],
+    ) -> QParams | None:
+        if entry.role == "weight":
+            return weights.get(name)
+        if name in self.places:
+            return self._quantizer(self.places[name]).qparams()
+        source = None if entry.same_as is None else values.get(entry.same_as)
+        return None if source is None else source.qparams
+
+    def _quantizer(self, place: Place) -> Quantizer:
+        found = self.prepared.get_submodule(place.path)
+        assert isinstance(found, Quantizer)
+        return found
+
+    @torch.no_grad()
+    def _weight(self, name: str) -> QParams:
+        """Puts the weight *name* on its codes. *returns*: its parameters once batch normalisation is folded into it."""
+        place, weight = self.places[name], self.graph.constant(name)
+        quantizer = copy.deepcopy(self._quantizer(place)).cpu()
+        q, factor = quantizer.qparams(), self._factor(name)
+        quantizer.state = FakeQuantState.VALIDATION
+        if place.folded_by is None or factor is None:
+            rounded = quantizer.eval()(weight)
+        else:
+            rounded = over_channels(quantizer.eval()(times_channels(weight, *factor)), *factor)
+        if self._is_read_only_quantized(name):
+            weight.copy_(rounded)
+        if factor is None or place.folded_by is not None:
+            return q
+        least = THRESHOLD_FLOOR / q.spec.dtype.qmax
+        scales = torch.tensor(q.scale, dtype=torch.float64) * factor[0].abs().double()
+        return replace(q, scale=tuple(scales.clamp(min=least).float().tolist()))
+
+    def _factor(self, weight: str) -> tuple[Tensor, int, int] | None:
+        """What folding will multiply the channels of *weight* by, their axis, and groups; None if nothing is folded into it."""
+        readers = self.graph.value(weight).readers
+        norm = next((n for r in readers for n in self._norms(r.op)), None)
+        if norm is None:
+            return None
+        inputs = self.graph.op_inputs(norm)
+        gain, variance = (None if v is None else self.graph.constant(v) for v in (inputs[1], inputs[4]))
+        assert variance is not None
+        factor = fold_factor(gain, variance, float(self.graph.op(norm).epsilon))  # type: ignore[arg-type]
+        return factor, *channels_of(self.graph, readers[0].op)
+
+    def _norms(self, op: str) -> Iterator[str]:
+        value = self.graph.op(op).outputs[0]
+        known = set(self.facts.plan.ops)
+        for reader in self.graph.value(value).readers:
+            if reader.op not in known and self.graph.op(reader.op).kind == "BatchNorm":
+                yield reader.op
+
+    def _is_read_only_quantized(self, name: str) -> bool:
+        return all(is_quantized(self.facts.plan, r.op) for r in self.graph.value(name).readers)
+
+
+# --- the int8 module -------------------------------------------------------------------------------------------
+
+
+class QuantizedModel(nn.Module):
+    """The converted network: called with float tensors like the float model, computed by ONNX Runtime on integers, on the CPU.
+
+    *plan*: every scale and zero point. *model*: the file's contents. `save` writes it. It has no parameters and no gradient.
+    """
+
+    def __init__(self, graph: Graph, plan: Plan, model: onnx.ModelProto) -> None:
+        super().__init__()
+        self.plan, self.model = plan, model
+        self._inputs = graph.info.inputs
+        self._outputs = graph.info.outputs
+        self._structure = graph.graph.output_node().args[0]
+        self._session = Session(model)
+        self.eval()
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
+        feeds = self._feeds(args, kwargs)
+        device = next(iter(feeds.values())).device
+        found = self._session.run({name: x.detach().cpu() for name, x in feeds.items()})
+        tensors = iter([torch.from_numpy(found[name]).to(device) for name in self._outputs])
+        return fx.map_arg(self._structure, lambda _: next(tensors))
+
+    def _feeds(self, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        names = [i.name for i in self._inputs]
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if len(args) > len(names) or set(given) != set(names):
+            raise DataError(
+                "converted model",
+                expected=f"the inputs {', '.join(names)}",
+                found=f"{len(args)} positional, and {', '.join(kwargs) or 'none by name'}",
+                remedy="Call it as the float model.",
+            )
+        for spec in self._inputs:
+            x = given[spec.name]
+            if not isinstance(x, Tensor) or x.is_quantized or x.dtype is not spec.dtype:
+                found = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+                raise DataError(
+                    f"input {spec.name} of the converted model",
+                    expected=f"a tensor of {spec.dtype}: the model quantizes its inputs itself",
+                    found=found,
+                    remedy="Pass the tensor that the float model takes, e.g. x.float().",
+                )
+        return given
+
+    def save(self, path: str | Path) -> Path:
+        """Write the ONNX file. *raises* `OutputError`."""
+        place = Path(path)
+        check_writable(place.parent)
+        save_model(self.model, place)
+        return place
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModel:
+        return self  # nothing in it ever changes
+
+    def extra_repr(self) -> str:
+        return f"inputs={[i.name for i in self._inputs]}, outputs={list(self._outputs)}"
+
+
+def convert(model: nn.Module) -> QuantizedModel:
+    """The true int8 (or int16, or mixed) form of a calibrated or trained *model*. *model* is not changed; its mode does not matter.
+
+    *raises* `PlanError` for observers that never ran, `ModelError` for operators without an ONNX form.
+    """
+    found = decided(model)
+    return QuantizedModel(found.graph, found.plan, export_qdq(found.graph, found.plan))
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written model and its proof."""
+
+    path: Path
+    plan: Plan
+    proof: Proof
+
+
+def export(model: nn.Module, path: str | Path) -> Exported:
+    """Write *model* as the QDQ ONNX file that `tune` writes, beside it the plan (`NAME.plan.json`), and prove it on the example.
+
+    *raises* as `convert`; `ProofError` if ONNX Runtime computes something else than the simulation, `OutputError`.
+    """
+    place = Path(path)
+    check_writable(place.parent)
+    found = decided(model)
+    written = export_qdq(found.graph, found.plan)
+    proof = verify(found.graph, found.plan, written, [prepared_in(model).facts.example])
+    save_model(written, place)
+    found.plan.save(place.with_suffix(".plan.json"))
+    return Exported(place, found.plan, proof)
