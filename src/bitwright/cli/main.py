@@ -27,6 +27,7 @@ VERBS = {
     "calibrate": "Find the range of every value and write a calibration table.",
     "sensitivity": "Rank operators by what they lose at int8; leave the worst in float.",
     "search": "Search mixed precision: the cheapest plan for a target, or the best within a budget.",
+    "train": "Quantization-aware training of a classifier, from a recipe.",
     "demo": "The whole story on two small networks; needs no model and no data.",
     "targets": "List the chips and engines to quantize for.",
 }

@@ -15,6 +15,8 @@ from bitwright.flow.result import Tuned
 _FILES = {
     "report.html": "tables and a chart of the losses",
     "_qdq.onnx": "the quantized model, for ONNX Runtime",
+    "_qat.onnx": "the trained, quantized model, for ONNX Runtime",
+    "history.csv": "loss and accuracy of every epoch",
     "_qtable": "precision of every operator",
     "new_cali_table": "thresholds of every value, as the search chose them",
     "_cali_table": "thresholds of every value",

@@ -112,7 +112,7 @@ def open_bench(
     target = load_target(settings.target)
     for method in (settings.method, *settings.methods):
         parse_method(method)
-    device = _device(settings.device)
+    device = usable_device(settings.device)
     watcher.stage("reading the model")
     name, captured = read_model(model, example_inputs, input_shapes=settings.input_shapes)
     graph = prepared(captured).to(device)
@@ -241,15 +241,16 @@ def batches_of(bench: Bench, dataset: Dataset, size: int = BATCH) -> Iterable[Ma
     return _batches(bench.graph, dataset, size, device)
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str, where: str = "--device") -> torch.device:
+    """The device called *name*. *raises* `ModelError`, naming *where* it was asked for, if torch cannot use it."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:
         raise ModelError(
-            "--device",
+            where,
             expected="a device that torch can use",
             found=f"{name!r}: {str(e).splitlines()[0]}",
-            remedy="Use --device cpu, or install torch for that device.",
+            remedy="Use cpu, or install torch for that device.",
         ) from e
     return device

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from bitwright.errors import ModelError
 
@@ -18,7 +20,7 @@ def import_object(spec: str, flag: str) -> Any:
     """The object named by `file.py:name` or `module:name`. *raises* `ModelError`, naming *flag*, with the cause."""
     place, _, name = spec.rpartition(":")
     try:
-        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = _load_module(Path(place)) if place.endswith(".py") else importlib.import_module(place)
         return getattr(module, name)
     except Exception as e:
         raise ModelError(
@@ -57,7 +59,27 @@ def import_model(spec: str) -> tuple[str, nn.Module, Any]:
     return spec.rpartition(":")[2], result[0], result[1]
 
 
-def _load_file(path: Path) -> ModuleType:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in *path*: .safetensors, or .pt/.pth, also inside `state_dict` or `model`. *raises* `ModelError`."""
+    from_safetensors = path.suffix == ".safetensors"
+    try:
+        state = (
+            load_file(path) if from_safetensors else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as e:  # neither reader has an exception of its own for all it may meet
+        raise ModelError(
+            str(path),
+            expected="weights in .safetensors, or a state dict in .pt/.pth",
+            found=" ".join(str(e).split())[:200],
+            remedy="Save model.state_dict().",
+        ) from e
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    return dict(state)
+
+
+def _load_module(path: Path) -> ModuleType:
     known = sys.modules.get(path.stem)
     if known is not None and getattr(known, "__file__", None) == str(path.resolve()) and path.exists():
         return known  # what is sent to other processes is found there by the module's name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ def prepare(
     chip = target if isinstance(target, Target) else load_target(target)
     check_mode(batchnorm)
     wished = _attributes(model)
+    _warn_of_lost_dropout(model)
     setters = as_setters(qconfig_setter) or (() if wished else (default_qat_qconfig_setter,))
     captured = _captured(model, example_inputs)
     graph = decompose_attention(captured)
@@ -98,17 +99,18 @@ def _attributes(model: object) -> dict[str, QConfig | None]:
 
 
 def _captured(model: nn.Module | Graph | str | Path, example_inputs: Any) -> Graph:
-    if isinstance(model, PreparedModel):
+    if isinstance(model, nn.Module) and any(isinstance(m, PreparedModel) for m in model.modules()):
         raise ModelError(
             "prepare",
             expected="a float model",
-            found="a model that is prepared already",
+            found="a model that is prepared already, or holds one that is",
             remedy="Prepare the float model again, and load_observer_params or load_state_dict into the result.",
         )
     try:
         return read_model(model, example_inputs)[1]
     except ModelError as error:
-        if not isinstance(model, nn.Module) or example_inputs is None:
+        untraceable = "forward" in error.expected or "operator" in error.expected
+        if not isinstance(model, nn.Module) or not untraceable:
             raise
         raise ModelError(
             error.where,
@@ -117,6 +119,24 @@ def _captured(model: nn.Module | Graph | str | Path, example_inputs: Any) -> Gra
             remedy=f"{error.remedy} To leave that part out, prepare the others by themselves: "
             "model.part = bitwright.prepare(model.part, inputs_of_part).",
         ) from error
+
+
+def _warn_of_lost_dropout(model: object) -> None:
+    """Dropout that torch hides inside one operator does not survive capture: of attention weights, between LSTM layers."""
+    if not isinstance(model, nn.Module):
+        return
+    lost = [path for path, m in model.named_modules() if _hides_dropout(m)]
+    if lost:
+        warnings.warn(
+            f"prepare: the dropout inside {', '.join(lost)} is left out, also in training; all other dropout is kept",
+            stacklevel=3,
+        )
+
+
+def _hides_dropout(module: nn.Module) -> bool:
+    if isinstance(module, nn.MultiheadAttention):
+        return module.dropout > 0.0
+    return isinstance(module, nn.RNNBase) and module.dropout > 0.0 and module.num_layers > 1
 
 
 def _example(model: object, graph: Graph, example_inputs: Any) -> dict[str, Tensor]:
@@ -216,7 +236,21 @@ def _plan(folded: Graph, target: Target, choices: Mapping[str, _Choice], infinit
         touching.update({plan.ops[op].group: why for op in ops if plan.ops[op].precision != "float"})
     for group, why in touching.items():
         plan = plan.with_precision([group], "float", why)
-    return plan
+    return _with_reasons(plan, asked)
+
+
+def _with_reasons(plan: Plan, asked: Mapping[str, Precision]) -> Plan:
+    """*plan* with a reason wherever an operator got another width than it asked for because of its group."""
+    ops = dict(plan.ops)
+    for name, entry in plan.ops.items():
+        if entry.quantizable and entry.precision != asked[name] and not entry.why:
+            others = [
+                n for n, e in plan.ops.items() if e.group == entry.group and asked[n] == entry.precision
+            ]
+            ops[name] = replace(
+                entry, why=f"computed in one with {', '.join(others)}, which is {entry.precision}"
+            )
+    return replace(plan, ops=ops)
 
 
 def _warn_of_refusals(plan: Plan, choices: Mapping[str, _Choice]) -> None:
@@ -269,10 +303,21 @@ def _report(folded: Graph, plan: Plan, choices: Mapping[str, _Choice]) -> Table:
                 "activation": _described(c.activation) if quantized and c is not None else None,
                 "weight": _described(c.weight) if quantized and c is not None and name in weighted else None,
                 "rule": choice.rule,
-                "why": entry.why,
+                "why": entry.why or _widened(name, plan, choices),
             }
         )
     return Table("What each operator got", _COLUMNS, tuple(rows))
+
+
+def _widened(name: str, plan: Plan, choices: Mapping[str, _Choice]) -> str:
+    """Why operator *name* got more bits than it asked for: computed in one with others, it has their precision."""
+    entry, own = plan.ops[name], choices[name].qconfig
+    if own is None or own.precision == "w4a8" or entry.precision == own.precision:
+        return ""
+    deciding = [
+        n for n in plan.groups[entry.group] if (c := choices[n].qconfig) and c.precision == entry.precision
+    ]
+    return f"computed in one with {', '.join(deciding)}" if deciding else ""
 
 
 def _described(config: Any) -> str:

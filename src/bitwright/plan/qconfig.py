@@ -171,9 +171,16 @@ def with_dtype(qconfig: QConfig, *, activation: str = "int8", weight: str = "int
 
 
 def as_setters(setter: QconfigSetter | Sequence[QconfigSetter] | None) -> tuple[QconfigSetter, ...]:
-    """One setter, several (highest priority first) or none, as a tuple."""
+    """One setter, several (highest priority first) or none, as a tuple. *raises* `PlanError` for something else."""
     if setter is None:
         return ()
-    return tuple(setter) if isinstance(setter, Sequence) else (setter,)
-
-
+    setters = tuple(setter) if isinstance(setter, Sequence) else (setter,)
+    for one in setters:
+        if not callable(one):
+            raise PlanError(
+                "qconfig_setter",
+                expected="a setter, or a list of setters",
+                found=type(one).__name__,
+                remedy='For one qconfig everywhere write ModuleNameQconfigSetter({"": qconfig}).',
+            )
+    return setters

@@ -22,6 +22,12 @@ class Bins(nn.Module):
         """Count *x* `[groups, n]`, float32, finite."""
         self._grow(x.abs().amax(1))
         groups, total = self.counts.shape
+        if groups == 1:  # three times as fast
+            reach = float(self.limit)
+            self.counts += (
+                torch.histc(x.float(), total, -reach, reach) if reach else _all_in_the_middle(x, total)
+            )
+            return
         place = (x / self.limit.clamp(min=torch.finfo(torch.float32).tiny)[:, None] + 1.0) * self.bins
         place = place.floor_().clamp_(0, total - 1).long()
         place += torch.arange(groups, device=x.device)[:, None] * total
@@ -70,3 +76,10 @@ class Bins(nn.Module):
         """Forget everything."""
         self.counts.zero_()
         self.limit.zero_()
+
+
+def _all_in_the_middle(x: Tensor, bins: int) -> Tensor:
+    """The counts of zeros."""
+    counts = x.new_zeros(bins)
+    counts[bins // 2] = x.numel()
+    return counts

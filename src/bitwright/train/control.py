@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitwright.errors import ModelError, PlanError, UnknownName
 from bitwright.table import Column, Table
@@ -97,7 +97,10 @@ def _load(source: Quantizer | None, target: Quantizer | None) -> str:
     target.observer.set_range(source.observer.lo, source.observer.hi)
     target.observer.count_as(source.observer)
     same = source.spec == target.spec
-    if same:
+    if same and type(source) is type(target):
+        for name, tensor in _own_state(source).items():
+            _own_state(target)[name].copy_(tensor)
+    elif same:
         target.zero_point.copy_(source.zero_point)
         target.set_scale(source.step().to(target.zero_point.device))
     else:
@@ -105,6 +108,11 @@ def _load(source: Quantizer | None, target: Quantizer | None) -> str:
         target.zero_point.copy_(zero)
         target.set_scale(scale)
     return "loaded" if same else "rescaled"
+
+
+def _own_state(quantizer: Quantizer) -> dict[str, Tensor]:
+    """Parameters and buffers of *quantizer*, those of its observer left out."""
+    return dict([*quantizer.named_parameters(recurse=False), *quantizer.named_buffers(recurse=False)])
 
 
 def _row(name: str, result: str, target: Quantizer | None) -> Mapping[str, Any]:

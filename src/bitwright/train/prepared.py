@@ -184,14 +184,22 @@ def _misfit(missing: list[str], unexpected: list[str]) -> ModelError:
         for word, keys in (("missing", missing), ("unexpected", unexpected))
         if keys
     ]
-    wrapped = any(key.startswith("module.") for key in unexpected)
+    if any(key.startswith("module.") for key in unexpected):
+        remedy = "It was saved from a wrapped model: strip the prefix 'module.'."
+    elif all(_is_of_quantizer(key) for key in (*missing, *unexpected)):
+        remedy = (
+            "It was saved from a model that was prepared with another qconfig, target or batchnorm: prepare this one"
+            " alike, or pass strict=False to take what fits."
+        )
+    else:
+        remedy = "Load it into the float model first, or pass strict=False to take what fits."
     return ModelError(
         "checkpoint",
         expected="the parameter names of this model",
         found=" and ".join(parts),
-        remedy=(
-            "It was saved from a wrapped model: strip the prefix 'module.'."
-            if wrapped
-            else "Load it into the float model first, or pass strict=False to take what fits."
-        ),
+        remedy=remedy,
     )
+
+
+def _is_of_quantizer(key: str) -> bool:
+    return any("_post_process" in part or "_fake_quant" in part for part in key.split("."))

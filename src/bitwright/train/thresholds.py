@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -44,15 +45,37 @@ def _within(threshold: Tensor, seen: Ends) -> Ends:
     return torch.maximum(-threshold, seen[0]), torch.minimum(threshold, seen[1])
 
 
-def by_mse(bins: Bins, seen: Ends, spec: QuantSpec, stride: int = 1) -> Ends:
+@dataclass(frozen=True)
+class Points:
+    """Numbers `[groups, m]` and how often each was seen, `[groups, m]` or one number for all."""
+
+    x: Tensor
+    counts: Tensor | float
+
+    @classmethod
+    def of(cls, seen: Bins) -> Points:
+        """The middles of the bins."""
+        return cls(seen.centres().double(), seen.counts)
+
+
+def points_of(x: Tensor, bins: int) -> Points:
+    """*x* `[groups, n]`, binned where that makes it fewer."""
+    if x.shape[1] <= 2 * bins:
+        return Points(x.double(), 1.0)
+    seen = Bins(len(x), bins).to(x.device)
+    seen.add(x)
+    return Points.of(seen)
+
+
+def by_mse(points: Points, seen: Ends, spec: QuantSpec, stride: int = 1) -> Ends:
     """The fraction k/100 of the range with the least squared error, k = 100, 100 - *stride*, …"""
-    fractions = torch.arange(FRACTIONS, 0, -stride, device=bins.limit.device) / FRACTIONS
+    fractions = torch.arange(FRACTIONS, 0, -stride, device=points.x.device) / FRACTIONS
     lo, hi = (end[:, None] * fractions for end in seen)
-    best = squared_error(bins, lo, hi, spec).argmin(1, keepdim=True)
+    best = squared_error(points, lo, hi, spec).argmin(1, keepdim=True)
     return lo.gather(1, best).squeeze(1), hi.gather(1, best).squeeze(1)
 
 
-def squared_error(bins: Bins, lo: Tensor, hi: Tensor, spec: QuantSpec) -> Tensor:
+def squared_error(points: Points, lo: Tensor, hi: Tensor, spec: QuantSpec) -> Tensor:
     """Expected squared error of each candidate range *lo*, *hi* `[groups, k]`: step² / 12 inside, the squared distance outside."""
     d = spec.dtype
     if spec.symmetric:
@@ -61,12 +84,12 @@ def squared_error(bins: Bins, lo: Tensor, hi: Tensor, spec: QuantSpec) -> Tensor
         lo, hi = (-top if d.signed else torch.zeros_like(top)), top
     else:
         step = (hi - lo) / (d.qmax - d.qmin)
-    centres, counts = bins.centres().double(), bins.counts
     errors = []
-    for k in range(lo.shape[1]):  # one candidate at a time: [groups, bins] is enough to hold
-        beyond = (centres - hi[:, k : k + 1]).clamp(min=0.0) + (lo[:, k : k + 1] - centres).clamp(min=0.0)
+    for k in range(lo.shape[1]):  # one candidate at a time: [groups, m] is enough to hold
+        below, above = lo[:, k : k + 1], hi[:, k : k + 1]
+        beyond = (points.x - points.x.clamp(below, above)) ** 2
         inside = (beyond == 0).double() * step[:, k : k + 1] ** 2 / 12.0
-        errors.append((counts * (beyond**2 + inside)).sum(1))
+        errors.append((points.counts * (beyond + inside)).sum(1))
     return torch.stack(errors, 1)
 
 
@@ -82,7 +105,7 @@ def _percentile(bins: Bins, seen: Ends, spec: QuantSpec, percent: float) -> Ends
 
 @METHODS.register("mse")
 def _mse(bins: Bins, seen: Ends, spec: QuantSpec, percent: float) -> Ends:
-    return by_mse(bins, seen, spec)
+    return by_mse(Points.of(bins), seen, spec)
 
 
 @METHODS.register("kl")

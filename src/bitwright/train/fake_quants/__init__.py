@@ -66,7 +66,7 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def set_scale(self, scale: Tensor) -> None:
-        """Use *scale* (as `step` gave it) from now on, as far as this kind decides its own."""
+        """Use *scale* (as `step` gave it) with the zero point that is set from now on, as far as this kind decides its own."""
 
     # --- what all share --------------------------------------------------------------------------------------
 

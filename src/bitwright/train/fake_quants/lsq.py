@@ -56,13 +56,12 @@ class Lsq(Quantizer):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.scale = nn.Parameter(torch.ones(self.groups))
-        self.started = False
         if self.observer.has_range:
             self.set_scale(self.range_scales()[0])
 
     @property
     def settled(self) -> bool:
-        return self.started
+        return self.has_range
 
     def step(self) -> Tensor:
         scale = self.scale.detach().abs().clamp(min=THRESHOLD_FLOOR / self.qmax)
@@ -78,7 +77,6 @@ class Lsq(Quantizer):
     @torch.no_grad()
     def set_scale(self, scale: Tensor) -> None:
         self.scale.copy_(scale)
-        self.started = True
 
     def rounded(self, x: Tensor) -> Tensor:
         lo, hi = self.code_limits(x)
@@ -87,7 +85,3 @@ class Lsq(Quantizer):
         # The value of `step`, the gradient of the parameter.
         scale = self.scale + (self.step() - self.scale).detach()
         return _Lsq.apply(x, self.shaped(scale, x), lo, hi, self.spec.rounding, factor)  # type: ignore[no-any-return, no-untyped-call]
-
-    def _load_from_state_dict(self, *arguments: Any) -> None:
-        super()._load_from_state_dict(*arguments)
-        self.started = self.observer.has_range

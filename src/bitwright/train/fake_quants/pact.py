@@ -53,7 +53,6 @@ class Pact(Quantizer):
         super().__init__(*arguments, **options)
         self.alpha = nn.Parameter(torch.ones(self.groups))
         self.register_buffer("one_sided", torch.zeros(self.groups, dtype=torch.bool))
-        self.started = False
         if self.observer.has_range:
             self._start()
 
@@ -66,7 +65,7 @@ class Pact(Quantizer):
 
     @property
     def settled(self) -> bool:
-        return self.started
+        return self.has_range
 
     def adopt(self, x: Tensor) -> None:
         self._start()
@@ -77,23 +76,20 @@ class Pact(Quantizer):
         self.alpha.copy_(torch.maximum(-lo, hi))
         self.one_sided.copy_(lo >= 0)
         self.zero_point.copy_(self._scales()[1])
-        self.started = True
 
     @torch.no_grad()
     def set_scale(self, scale: Tensor) -> None:
-        if not self.started:
-            self._start()
-        d = self.spec.dtype
-        one_sided = scale * (d.qmax - d.qmin)
-        both = one_sided / 2.0 if not self.spec.symmetric else scale * d.qmax
-        self.alpha.copy_(torch.where(self.one_sided & (not self.spec.symmetric), one_sided, both))
+        d, zero = self.spec.dtype, self.zero_point
+        self.one_sided.copy_(self.observer.lo >= 0 if self.spec.symmetric else zero <= d.qmin)
+        steps = (
+            torch.full_like(zero, d.qmax)
+            if self.spec.symmetric
+            else torch.maximum(zero - d.qmin, d.qmax - zero)
+        )
+        self.alpha.copy_(scale * steps)
         self.zero_point.copy_(self._scales()[1])
 
     def rounded(self, x: Tensor) -> Tensor:
         lo, hi = self.code_limits(x)
         scale, alpha = self.shaped(self.step(), x), self.shaped(self.alpha, x)
         return _Pact.apply(x, alpha, scale, lo, hi, self.spec.rounding)  # type: ignore[no-any-return, no-untyped-call]
-
-    def _load_from_state_dict(self, *arguments: Any) -> None:
-        super()._load_from_state_dict(*arguments)
-        self.started = self.observer.has_range

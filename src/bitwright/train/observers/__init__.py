@@ -74,6 +74,8 @@ class Observer(nn.Module, ABC):
     @property
     def has_range(self) -> bool:
         """Whether there is a range."""
+        if not self._count:  # buffers may be written from outside, as averaged models do it
+            self._count = int(self.steps)
         return self._count > 0
 
     def set_range(self, lo: Tensor, hi: Tensor) -> None:

@@ -11,7 +11,7 @@ from bitwright.numerics.spec import QuantSpec
 from bitwright.numerics.thresholds import check_percent
 from bitwright.train.bins import Bins
 from bitwright.train.observers import OBSERVERS, Ends, Observer
-from bitwright.train.thresholds import by_percentile, extremes, squared_error
+from bitwright.train.thresholds import Points, by_percentile, extremes, squared_error
 
 #: Bins each side of zero.
 BINS = 2048
@@ -39,5 +39,5 @@ class Mix(Observer):
         bins.add(x)
         ends = [by_percentile(bins, extremes(x), self.spec, p) for p in self.percentiles]
         lo, hi = (torch.stack([e[i] for e in ends], 1) for i in (0, 1))
-        best = squared_error(bins, lo, hi, self.spec).argmin(1, keepdim=True)
+        best = squared_error(Points.of(bins), lo, hi, self.spec).argmin(1, keepdim=True)
         return lo.gather(1, best).squeeze(1), hi.gather(1, best).squeeze(1)

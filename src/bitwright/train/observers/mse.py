@@ -8,9 +8,8 @@ from torch import Tensor
 
 from bitwright.errors import NumericsError
 from bitwright.numerics.spec import QuantSpec
-from bitwright.train.bins import Bins
 from bitwright.train.observers import OBSERVERS, Ends, Observer
-from bitwright.train.thresholds import by_mse, extremes
+from bitwright.train.thresholds import by_mse, extremes, points_of
 
 #: Bins each side of zero.
 BINS = 2048
@@ -29,6 +28,4 @@ class Mse(Observer):
         self.stride = stride
 
     def batch_range(self, x: Tensor) -> Ends:
-        bins = Bins(len(x), BINS).to(x.device)
-        bins.add(x)
-        return by_mse(bins, extremes(x), self.spec, self.stride)
+        return by_mse(points_of(x, BINS), extremes(x), self.spec, self.stride)

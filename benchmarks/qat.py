@@ -1,0 +1,113 @@
+"""Quantization-aware training against calibration alone, and against a float control of the same steps (ResNet-20, CIFAR-10).
+
+    python -m benchmarks.qat
+
+Any fine-tuning on these pictures gains points, so what training recovers is measured against a float network that was
+fine-tuned with the same pictures, steps, rates and seed: recovery = (QAT - PTQ) / (float control - PTQ).
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.shared import loader, save
+from benchmarks.training import RATE, Cifar, resnet20, train
+from bitwright import (
+    FakeQuantState,
+    calibration_4bit_weight_8bit_act_qconfig_setter,
+    convert,
+    default_calibration_qconfig_setter,
+    default_qat_qconfig_setter,
+    get_default_qconfig,
+    load_observer_params,
+    prepare,
+    set_fake_quantize,
+)
+from bitwright.plan.qconfig import UniformQconfigSetter
+
+EPOCHS = 2
+CALIBRATION = {
+    "int8": default_calibration_qconfig_setter,
+    "int4 weights": calibration_4bit_weight_8bit_act_qconfig_setter,
+}
+WEIGHT = {"int8": "int8", "int4 weights": "int4"}
+
+
+def calibrated(network: nn.Module, data: Cifar, setter: Any) -> nn.Module:
+    """*network* with ranges from ten batches of 50 training pictures."""
+    model = prepare(network, data.train_x[:2], setter).eval()
+    set_fake_quantize(model, FakeQuantState.CALIBRATION)
+    with torch.no_grad():
+        for i in range(10):
+            model(data.train_x[50 * i : 50 * i + 50])
+    set_fake_quantize(model, FakeQuantState.VALIDATION)
+    return model
+
+
+def trained(network: nn.Module, data: Cifar, width: str, kind: str, start: nn.Module) -> nn.Module:
+    """*network* trained with quantizers of one *kind*, from the ranges of *start*."""
+    qconfig = get_default_qconfig(kind, kind, weight_qkwargs={"dtype": WEIGHT[width]})
+    model = prepare(network, data.train_x[:2], UniformQconfigSetter(qconfig, kind))
+    load_observer_params(start, model)
+    set_fake_quantize(model, FakeQuantState.QAT)
+    train(model.train(), data, EPOCHS)
+    set_fake_quantize(model.eval(), FakeQuantState.VALIDATION)
+    return model
+
+
+def drift(network: nn.Module, data: Cifar) -> dict[str, float]:
+    """Accuracy after 20 steps at rate 0, where nothing but ranges and batch statistics can move."""
+    start = calibrated(network, data, default_calibration_qconfig_setter)
+    model = prepare(network, data.train_x[:2], default_qat_qconfig_setter)
+    load_observer_params(start, model)
+    before = data.accuracy(start)
+    set_fake_quantize(model.train(), FakeQuantState.QAT)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    for step, (x, y) in enumerate(data.batches(1)):
+        if step == 20:
+            break
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    set_fake_quantize(model.eval(), FakeQuantState.VALIDATION)
+    return {"calibrated": before, "after_20_steps_at_rate_0": data.accuracy(model)}
+
+
+def main() -> None:
+    load = loader()
+    data, network = Cifar(load), resnet20(load)
+    result: dict[str, Any] = {
+        "model": "cifar10_resnet20_jpegft",
+        "epochs": EPOCHS,
+        "rate": RATE,
+        "float": data.accuracy(network),
+        "default_setter_at_rate_0": drift(network, data),
+    }
+    control = copy.deepcopy(network)
+    began = time.perf_counter()
+    train(control.train(), data, EPOCHS)
+    result["float_control"] = data.accuracy(control.eval())
+    result["float_control_minutes"] = round((time.perf_counter() - began) / 60, 1)
+    for width, setter in CALIBRATION.items():
+        start = calibrated(network, data, setter)
+        row: dict[str, Any] = {"ptq": data.accuracy(start)}
+        for kind in ("fake_quant", "lsq", "pact"):
+            model = trained(network, data, width, kind, start)
+            row[kind] = data.accuracy(model)
+            row[f"{kind}_converted"] = data.accuracy(convert(model))
+            room = result["float_control"] - row["ptq"]
+            row[f"{kind}_recovery"] = round((row[kind] - row["ptq"]) / room, 3) if room > 0 else None
+            print(width, kind, row, flush=True)
+        result[width] = row
+    save("qat", result)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main()

@@ -1,0 +1,357 @@
+"""Quantization-aware training as a job: float -> calibrated -> trained -> file, with checkpoints and resume."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bitwright.errors import DataError, ModelError, NumericsError
+from bitwright.files import write_bytes, write_text
+from bitwright.flow.bench import usable_device
+from bitwright.flow.convert import convert, export
+from bitwright.flow.model_source import import_model, import_object, read_weights, source_text
+from bitwright.flow.outputs import check_writable, write_json
+from bitwright.flow.prepare import prepare
+from bitwright.flow.progress import Silence, Watcher
+from bitwright.flow.recipe import QuantizerRecipe, Recipe, load_recipe
+from bitwright.flow.training_data import Batch, Source, open_source
+from bitwright.flow.training_log import TrainingLog
+from bitwright.plan.qconfig import (
+    FakeQuantConfig,
+    ModuleNameQconfigSetter,
+    QConfig,
+    QconfigSetter,
+    UniformQconfigSetter,
+)
+from bitwright.plan.target import load_target
+from bitwright.table import Column, Table
+from bitwright.train.control import load_observer_params, set_fake_quantize
+from bitwright.train.prepared import PreparedModel
+from bitwright.train.states import FakeQuantState
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass
+class Trained:
+    """What a training job found: top-1 in 0..1 of each stage, and where the file is."""
+
+    name: str
+    accuracy: dict[str, float]
+    history: list[dict[str, float]] = field(default_factory=list)
+    file: str = ""
+    best_epoch: int = 0
+
+    def table(self) -> Table:
+        """The stages beside each other."""
+        rows = tuple({"stage": k, "top1": 100 * v} for k, v in self.accuracy.items())
+        return Table(
+            f"{self.name}: top-1 of each stage",
+            (Column("stage", "stage"), Column("top1", "top-1", "%", 2)),
+            rows,
+        )
+
+
+def run_training(
+    recipe: Recipe | str | Path, *, output: str | Path, watcher: Watcher | None = None
+) -> Trained:
+    """Do what *recipe* (or the file) says; results in *output*.
+
+    Writes `checkpoint.pt` after every epoch, from which the same command goes on; then `NAME_qat.onnx` with its plan,
+    `history.csv`, `summary.json`. *raises* the errors of every stage; `NumericsError` for a loss that is not finite.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
+    watcher = watcher or Silence()
+    folder = check_writable(Path(output))
+    return _Job(recipe, folder, watcher).run()
+
+
+class _Job:
+    def __init__(self, recipe: Recipe, folder: Path, watcher: Watcher) -> None:
+        self.recipe, self.folder, self.watcher = recipe, folder, watcher
+        self.device = usable_device(recipe.device, "device")
+        load_target(recipe.target)
+        watcher.stage("reading model and data")
+        self.name, self.network, self.example = import_model(recipe.model)
+        self._load_weights()
+        self.network.to(self.device)
+        self.train_data = self._source(recipe.data.train)
+        self.validation = self._source(recipe.data.validation)
+        self.loss = _loss(recipe.loss)
+        self.log = TrainingLog(folder / "tensorboard" if recipe.tensorboard else None)
+
+    def run(self) -> Trained:
+        began = time.perf_counter()
+        result = Trained(self.name, {"float": self._accuracy(self.network.eval(), "measuring float")})
+        model = self._prepared(self._setter(self.recipe.activation, self.recipe.weight))
+        if self.recipe.calibration.batches:
+            calibrated = self._calibrated()
+            result.accuracy["calibrated"] = self._accuracy(calibrated, "measuring the calibrated model")
+            load_observer_params(calibrated, model)
+        self._train(model, result)
+        result.accuracy["trained"] = self._accuracy(model, "measuring the trained model")
+        self.watcher.stage("converting")
+        exported = export(model, self.folder / f"{self.name}_qat.onnx")
+        result.file = str(exported.path)
+        result.accuracy["converted"] = self._accuracy(convert(model), "measuring the converted model")
+        self._write(result, time.perf_counter() - began)
+        (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        self.log.close()
+        return result
+
+    # --- model and data --------------------------------------------------------------------------------------
+
+    def _load_weights(self) -> None:
+        if self.recipe.checkpoint is None:
+            return
+        state = read_weights(Path(self.recipe.checkpoint))
+        try:
+            self.network.load_state_dict(state)
+        except RuntimeError as e:
+            raise ModelError(
+                self.recipe.checkpoint,
+                expected=f"the weights of {self.recipe.model}",
+                found=" ".join(str(e).split())[:300],
+                remedy="Give the checkpoint of this very network.",
+            ) from e
+
+    def _source(self, spec: str) -> Source:
+        return open_source(spec, self.recipe.data.batch_size)
+
+    def _setter(self, activation: QuantizerRecipe, weight: QuantizerRecipe) -> list[QconfigSetter]:
+        def config(part: QuantizerRecipe) -> FakeQuantConfig:
+            return FakeQuantConfig(part.fake_quant, part.observer, part.dtype, options=part.options)
+
+        setters: list[QconfigSetter] = [
+            UniformQconfigSetter(QConfig(config(activation), config(weight)), "recipe")
+        ]
+        if self.recipe.leave_float:
+            setters.insert(0, ModuleNameQconfigSetter(dict.fromkeys(self.recipe.leave_float)))
+        return setters
+
+    def _prepared(self, setter: list[QconfigSetter]) -> PreparedModel:
+        self.watcher.stage("preparing")
+        return prepare(
+            self.network,
+            _moved(self.example, self.device),
+            setter,
+            target=self.recipe.target,
+            batchnorm=self.recipe.batchnorm,
+        )
+
+    # --- calibration -----------------------------------------------------------------------------------------
+
+    def _calibrated(self) -> PreparedModel:
+        r = self.recipe
+        observing = QuantizerRecipe(
+            observer=r.calibration.observer, dtype=r.activation.dtype, options=r.calibration.options
+        )
+        weight = QuantizerRecipe(dtype=r.weight.dtype, options={"averaging_constant": 1.0})
+        model = self._prepared(self._setter(observing, weight)).eval()
+        set_fake_quantize(model, FakeQuantState.CALIBRATION)
+        source = self._source(r.data.calibration or r.data.train)
+        self.watcher.stage("calibrating", r.calibration.batches)
+        with torch.no_grad():
+            for count, batch in enumerate(source.batches(seed=r.seed)):
+                if count == r.calibration.batches:
+                    break
+                _call(model, batch, self.device)
+                self.watcher.advance()
+        set_fake_quantize(model, FakeQuantState.VALIDATION)
+        return model
+
+    # --- training --------------------------------------------------------------------------------------------
+
+    def _train(self, model: PreparedModel, result: Trained) -> None:
+        """Leaves *model* with the parameters of its best epoch, in state VALIDATION."""
+        steps = self.train_data.length()
+        if steps is None:
+            raise DataError(
+                self.recipe.data.train,
+                expected="data of known length, which the schedule depends on",
+                found="a loader without len()",
+                remedy="Give the loader a __len__, or return a Dataset.",
+            )
+        optimizer, schedule = self._optimizer(model, steps * self.recipe.epochs)
+        best: dict[str, Tensor] = {}
+        first = self._resume(model, optimizer, schedule, result, best)
+        for epoch in range(first, self.recipe.epochs):
+            set_fake_quantize(model.train(), FakeQuantState.QAT)
+            self.watcher.stage(f"epoch {epoch + 1} of {self.recipe.epochs}", steps)
+            loss = self._epoch(model, optimizer, schedule, epoch)
+            set_fake_quantize(model.eval(), FakeQuantState.VALIDATION)
+            top1 = self._accuracy(model, f"measuring epoch {epoch + 1}")
+            rate = float(optimizer.param_groups[0]["lr"])
+            result.history.append({"epoch": epoch + 1, "loss": loss, "top1": top1, "rate": rate})
+            self.log.add(epoch + 1, loss=loss, top1=top1, rate=rate)
+            if top1 >= max(h["top1"] for h in result.history):
+                best = {k: v.detach().clone() for k, v in model.state_dict().items()}
+                result.best_epoch = epoch + 1
+            self._save(model, optimizer, schedule, result, best)
+        model.load_state_dict(best)
+        set_fake_quantize(model.eval(), FakeQuantState.VALIDATION)
+
+    def _optimizer(self, model: nn.Module, steps: int) -> tuple[torch.optim.Optimizer, Any]:
+        r = self.recipe.optimizer
+        learned = {
+            n for n, _ in model.named_parameters() if n.endswith(("fake_quant.scale", "process.scale"))
+        }
+        groups = [
+            {
+                "params": [p for n, p in model.named_parameters() if n not in learned],
+                "weight_decay": r.weight_decay,
+            },
+            {"params": [p for n, p in model.named_parameters() if n in learned], "weight_decay": 0.0},
+        ]
+        optimizer: torch.optim.Optimizer
+        if r.name == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=r.rate, momentum=r.momentum)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=r.rate)
+        at = sorted({max(1, round(share * steps)) for share in r.decays})
+        return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, at, gamma=0.1)
+
+    def _epoch(self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Any, epoch: int) -> float:
+        """One pass over the training data. *returns*: the mean loss."""
+        torch.manual_seed(self.recipe.seed + epoch)
+        total, count = 0.0, 0
+        for batch in self.train_data.batches(seed=self.recipe.seed + epoch):
+            optimizer.zero_grad()
+            with self._autocast():
+                loss = self.loss(_call(model, batch, self.device), batch.labels.to(self.device))
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise self._diverged(epoch, count, value)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total, count = total + value, count + 1
+            self.watcher.advance(1, f"loss {total / count:.4f}")
+        if not count:
+            raise DataError(
+                "data.train", expected="at least one batch", found="none", remedy="Check the recipe."
+            )
+        return total / count
+
+    def _autocast(self) -> Any:
+        if self.recipe.amp == "none":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _diverged(self, epoch: int, step: int, value: float) -> NumericsError:
+        kept = f"The state after epoch {epoch} is in {self.folder / CHECKPOINT}. " if epoch else ""
+        return NumericsError(
+            f"training, epoch {epoch + 1}, step {step + 1}",
+            expected="a finite loss",
+            found=str(value),
+            remedy=f"{kept}Lower optimizer.rate, check labels and data for NaN, or calibrate with more batches.",
+        )
+
+    # --- checkpoints -----------------------------------------------------------------------------------------
+
+    def _digest(self) -> str:
+        """What a checkpoint depends on: the recipe (but not how long it runs), and the code that it names."""
+        parts = [self.recipe.model_dump_json(exclude={"device"})]
+        parts += [source_text(s) for s in (self.recipe.model, self.recipe.data.train) if ".py:" in s]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _save(self, model: nn.Module, optimizer: Any, schedule: Any, result: Trained, best: Any) -> None:
+        buffer = io.BytesIO()
+        state = {
+            "digest": self._digest(),
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "history": result.history,
+            "best_epoch": result.best_epoch,
+            "best": best,
+        }
+        torch.save(state, buffer)
+        write_bytes(self.folder / CHECKPOINT, buffer.getvalue())
+
+    def _resume(self, model: PreparedModel, optimizer: Any, schedule: Any, result: Trained, best: Any) -> int:
+        """Take up a checkpoint of the same recipe. *returns*: epochs that are done."""
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return 0
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as e:  # torch raises whatever its unpickler met
+            raise ModelError(
+                str(path), expected="a checkpoint of bitwright train", found=str(e)[:200], remedy="Delete it."
+            ) from e
+        if state.get("digest") != self._digest():
+            raise ModelError(
+                str(path),
+                expected="a checkpoint of this recipe",
+                found="one of another recipe or another version of its code",
+                remedy="Delete it, or give another --output.",
+            )
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        result.history, result.best_epoch = state["history"], state["best_epoch"]
+        best.update(state["best"])
+        self.watcher.note(f"going on after epoch {len(result.history)}, from {path}")
+        return len(result.history)
+
+    # --- results ---------------------------------------------------------------------------------------------
+
+    def _accuracy(self, model: nn.Module, title: str) -> float:
+        """Top-1 in 0..1 on the validation data."""
+        right = total = 0
+        self.watcher.stage(title, self.validation.length())
+        with torch.no_grad():
+            for batch in self.validation.batches():
+                found = _call(model, batch, self.device).argmax(1).cpu()
+                right += int((found == batch.labels.cpu()).sum())
+                total += len(batch.labels)
+                self.watcher.advance()
+        if not total:
+            raise DataError(
+                "data.validation", expected="at least one sample", found="none", remedy="Check the recipe."
+            )
+        return right / total
+
+    def _write(self, result: Trained, seconds: float) -> None:
+        columns = tuple(Column(k, k) for k in ("epoch", "loss", "top1", "rate"))
+        write_text(self.folder / "history.csv", Table("history", columns, tuple(result.history)).to_csv())
+        write_json(self.folder / "summary.json", {**asdict(result), "seconds": round(seconds, 1)})
+
+
+def _call(model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+    output = model(*[x.to(device) for x in batch.inputs], **{k: x.to(device) for k, x in batch.named.items()})
+    if isinstance(output, (tuple, list)):
+        output = output[0]
+    if isinstance(output, dict):
+        output = next(iter(output.values()))
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        raise ModelError(
+            "model",
+            expected="logits [n, classes] as the first output",
+            found=f"{type(output).__name__} {list(getattr(output, 'shape', []))}",
+            remedy="`bitwright train` is for classification; use the Python API in a loop of your own otherwise.",
+        )
+    return output
+
+
+def _moved(example: Any, device: torch.device) -> Any:
+    if isinstance(example, Tensor):
+        return example.to(device)
+    if isinstance(example, dict):
+        return {k: _moved(v, device) for k, v in example.items()}
+    return tuple(_moved(v, device) for v in example)
+
+
+def _loss(spec: str) -> Any:
+    return F.cross_entropy if spec == "cross_entropy" else import_object(spec, "loss")
