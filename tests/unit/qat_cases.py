@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -85,9 +89,14 @@ def of_kind(
     )
 
 
-def prepared(kind: str = "fake_quant", **options: object) -> PreparedModel:
-    """`small()` prepared with one fake quantizer for all."""
-    return prepare(small(), pixels(2), of_kind(kind), **options)  # type: ignore[arg-type]
+@cache
+def _prepared(kind: str, **options: Any) -> PreparedModel:
+    return prepare(small(), pixels(2), of_kind(kind), **options)
+
+
+def prepared(kind: str = "fake_quant", **options: Any) -> PreparedModel:
+    """`small()` prepared with one fake quantizer for all: a copy, because preparing takes a while."""
+    return copy.deepcopy(_prepared(kind, **options))
 
 
 def calibrate(model: nn.Module, *batches: Tensor | tuple[Tensor, ...]) -> nn.Module:

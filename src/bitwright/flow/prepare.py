@@ -22,6 +22,7 @@ from bitwright.plan.qconfig import (
     ModuleNameQconfigSetter,
     QConfig,
     QconfigSetter,
+    SensitiveOpsQconfigSetter,
     Unset,
     as_setters,
     is_inside,
@@ -135,8 +136,8 @@ def _warn_of_lost_dropout(model: object) -> None:
 
 def _hides_dropout(module: nn.Module) -> bool:
     if isinstance(module, nn.MultiheadAttention):
-        return module.dropout > 0.0
-    return isinstance(module, nn.RNNBase) and module.dropout > 0.0 and module.num_layers > 1
+        return bool(module.dropout > 0.0)
+    return isinstance(module, nn.RNNBase) and bool(module.dropout > 0.0 and module.num_layers > 1)
 
 
 def _example(model: object, graph: Graph, example_inputs: Any) -> dict[str, Tensor]:
@@ -188,6 +189,8 @@ def _check_names(folded: Graph, setters: Sequence[QconfigSetter]) -> None:
     """*raises* `UnknownName` if a name of a setter matches no operator: such a wish would have no effect."""
     norms = {pair.batchnorm: pair.conv for pair in folded.info.folded}
     for setter in setters:
+        if isinstance(setter, SensitiveOpsQconfigSetter):
+            _check_listed(setter, folded.op_names)
         if not isinstance(setter, ModuleNameQconfigSetter):
             continue
         for name in setter.unmatched(folded.op_names):
@@ -202,6 +205,12 @@ def _check_names(folded: Graph, setters: Sequence[QconfigSetter]) -> None:
                 ".".join(n.split(".")[: i + 1]) for n in folded.op_names for i in range(n.count(".") + 1)
             }
             raise UnknownName("ModuleNameQconfigSetter", kind="operator or module", name=name, known=modules)
+
+
+def _check_listed(setter: SensitiveOpsQconfigSetter, known: Sequence[str]) -> None:
+    strange = sorted(setter.names - set(known))
+    if strange:
+        raise UnknownName(f"sensitivity table of {setter}", kind="operator", name=strange[0], known=known)
 
 
 def _infinite_values(folded: Graph, example: Mapping[str, Tensor]) -> set[str]:
@@ -220,7 +229,7 @@ def _infinite_values(folded: Graph, example: Mapping[str, Tensor]) -> set[str]:
 
 
 def _is_infinite(x: Tensor) -> bool:
-    return x.is_floating_point() and bool(x.isinf().any())
+    return bool(x.is_floating_point() and x.isinf().any())
 
 
 def _plan(folded: Graph, target: Target, choices: Mapping[str, _Choice], infinite: set[str]) -> Plan:
@@ -247,9 +256,9 @@ def _with_reasons(plan: Plan, asked: Mapping[str, Precision]) -> Plan:
             others = [
                 n for n, e in plan.ops.items() if e.group == entry.group and asked[n] == entry.precision
             ]
-            ops[name] = replace(
-                entry, why=f"computed in one with {', '.join(others)}, which is {entry.precision}"
-            )
+            if others:  # else int4 weights were asked for where there are no weights
+                why = f"computed in one with {', '.join(others)}, which is {entry.precision}"
+                ops[name] = replace(entry, why=why)
     return replace(plan, ops=ops)
 
 
@@ -260,7 +269,7 @@ def _warn_of_refusals(plan: Plan, choices: Mapping[str, _Choice]) -> None:
         if (c := choices[name].qconfig) is not None
         and entry.quantizable
         and entry.why
-        and entry.precision != c.precision
+        and entry.precision not in (c.precision, "int16")  # more bits than asked for do no harm
     }
     if refused:
         listed = "; ".join(f"{n}: {why}" for n, why in list(refused.items())[:3])
@@ -303,21 +312,10 @@ def _report(folded: Graph, plan: Plan, choices: Mapping[str, _Choice]) -> Table:
                 "activation": _described(c.activation) if quantized and c is not None else None,
                 "weight": _described(c.weight) if quantized and c is not None and name in weighted else None,
                 "rule": choice.rule,
-                "why": entry.why or _widened(name, plan, choices),
+                "why": entry.why,
             }
         )
     return Table("What each operator got", _COLUMNS, tuple(rows))
-
-
-def _widened(name: str, plan: Plan, choices: Mapping[str, _Choice]) -> str:
-    """Why operator *name* got more bits than it asked for: computed in one with others, it has their precision."""
-    entry, own = plan.ops[name], choices[name].qconfig
-    if own is None or own.precision == "w4a8" or entry.precision == own.precision:
-        return ""
-    deciding = [
-        n for n in plan.groups[entry.group] if (c := choices[n].qconfig) and c.precision == entry.precision
-    ]
-    return f"computed in one with {', '.join(deciding)}" if deciding else ""
 
 
 def _described(config: Any) -> str:

@@ -62,7 +62,7 @@ class Recipe(_Strict):
     data: DataRecipe
     target: str = "generic"
     activation: QuantizerRecipe = QuantizerRecipe()
-    weight: QuantizerRecipe = QuantizerRecipe(options={"averaging_constant": 1.0})
+    weight: QuantizerRecipe = QuantizerRecipe()
     #: Parts that stay float, by name.
     leave_float: tuple[str, ...] = ()
     batchnorm: BatchNormMode = "trained"

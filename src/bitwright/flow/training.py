@@ -129,12 +129,12 @@ class _Job:
         return open_source(spec, self.recipe.data.batch_size)
 
     def _setter(self, activation: QuantizerRecipe, weight: QuantizerRecipe) -> list[QconfigSetter]:
-        def config(part: QuantizerRecipe) -> FakeQuantConfig:
-            return FakeQuantConfig(part.fake_quant, part.observer, part.dtype, options=part.options)
+        def config(part: QuantizerRecipe, constant: float) -> FakeQuantConfig:
+            options = {"averaging_constant": constant, **part.options}
+            return FakeQuantConfig(part.fake_quant, part.observer, part.dtype, options=options)
 
-        setters: list[QconfigSetter] = [
-            UniformQconfigSetter(QConfig(config(activation), config(weight)), "recipe")
-        ]
+        qconfig = QConfig(config(activation, 0.01), config(weight, 1.0))
+        setters: list[QconfigSetter] = [UniformQconfigSetter(qconfig, "recipe")]
         if self.recipe.leave_float:
             setters.insert(0, ModuleNameQconfigSetter(dict.fromkeys(self.recipe.leave_float)))
         return setters
@@ -156,7 +156,7 @@ class _Job:
         observing = QuantizerRecipe(
             observer=r.calibration.observer, dtype=r.activation.dtype, options=r.calibration.options
         )
-        weight = QuantizerRecipe(dtype=r.weight.dtype, options={"averaging_constant": 1.0})
+        weight = QuantizerRecipe(dtype=r.weight.dtype)
         model = self._prepared(self._setter(observing, weight)).eval()
         set_fake_quantize(model, FakeQuantState.CALIBRATION)
         source = self._source(r.data.calibration or r.data.train)

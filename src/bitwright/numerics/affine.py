@@ -77,16 +77,24 @@ def fake_quantize(x: Tensor, q: QParams) -> Tensor:
 
 
 def fake_quantized(
-    x: Tensor, scale: Tensor, lo: Limit, hi: Limit, rounding: Rounding
+    x: Tensor, scale: Tensor, lo: Limit, hi: Limit, rounding: Rounding, *, rectified: bool = False
 ) -> tuple[Tensor, Tensor]:
     """As `fake_quantize`, with parameters in tensors. *scale*, and *lo*, *hi* (code limits minus zero point): broadcast to *x*.
 
-    *returns*: the same shape as *x*, float32, and whether each element lies within the limits.
+    *rectified*: of relu(x), without computing that. *returns*: the same shape as *x*, float32, and whether the gradient
+    of the clamps passes at each element.
     """
     steps = round_(x / scale, rounding)
-    codes = steps.clamp(lo, hi)
+    codes = steps.clamp(rectified_limit(lo) if rectified else lo, hi)
     inside = codes == steps
+    if rectified:
+        inside &= x > 0
     return codes.mul_(scale), inside
+
+
+def rectified_limit(lo: Limit) -> Limit:
+    """The smallest code minus the zero point of what is never negative."""
+    return lo.clamp(min=0) if isinstance(lo, Tensor) else max(lo, 0)
 
 
 @lru_cache(maxsize=4096)

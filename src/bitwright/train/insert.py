@@ -43,6 +43,7 @@ def insert_quantizers(
     work = _Insertion(graph, folded, plan, target, wishes)
     for name, entry in plan.values.items():
         work.value(folded.value(name), entry)
+    work.absorb_rectifiers()
     work.graph.lint()
     facts = Facts(
         tuple(records_of(graph.graph)),
@@ -185,6 +186,18 @@ class _Insertion:
         folded = self.graph.call_function(times_channels, (weight, factor, axis, groups))
         rounded = self.graph.call_module(path, (folded,))
         return self.graph.call_function(over_channels, (rounded, factor, axis, groups))
+
+    def absorb_rectifiers(self) -> None:
+        """ReLU and rounding in one step, where nobody else reads the ReLU's result: one byte for the backward pass instead of five."""
+        for place in self.places:
+            for node in [n for n in self.graph.nodes if n.op == "call_module" and n.target == place.path]:
+                relu = node.args[0]
+                assert isinstance(relu, fx.Node)
+                if relu.op != "call_module" or len(relu.users) > 1:
+                    continue
+                if getattr(self.source.get_submodule(str(relu.target)), "kind", "") == "Relu":
+                    node.args, node.kwargs = relu.args, {"rectified": True}
+                    self.graph.erase_node(relu)
 
     # --- both ------------------------------------------------------------------------------------------------
 

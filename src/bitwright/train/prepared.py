@@ -59,6 +59,7 @@ class PreparedModel(fx.GraphModule):
     def build(cls, root: nn.Module, graph: fx.Graph, facts: Facts) -> PreparedModel:
         """A model over the modules of *root*."""
         made = cls(root, graph, "PreparedModel")
+        _keep_operators(made, root, facts)
         keep_state(made, root, {})
         made.__dict__["facts"] = facts
         made.__dict__["_kinds"] = {
@@ -158,6 +159,14 @@ def submodule_named(model: nn.Module, name: str) -> nn.Module:
 
 def _restored(held: Mapping[str, Any], records: list[Record], facts: Facts) -> PreparedModel:
     return PreparedModel.build(module_of(held), graph_of(records), facts)
+
+
+def _keep_operators(made: nn.Module, root: nn.Module, facts: Facts) -> None:
+    """Give *made* the operators that a quantizer computes on the way (ReLU), which fx leaves behind."""
+    for op, _, target, *_ in facts.operators:
+        if op == "call_module":
+            owner, _, leaf = str(target).rpartition(".")
+            made.get_submodule(owner)._modules[leaf] = root.get_submodule(str(target))
 
 
 def _calls(graph: fx.Graph) -> list[fx.Node]:

@@ -34,6 +34,8 @@ class Quantizer(nn.Module, ABC):
     normalisation may turn their sign.
     """
 
+    #: Whether `adopt` looks at the data.
+    adopts_data = False
     state: FakeQuantState
     zero_point: Tensor
 
@@ -61,8 +63,8 @@ class Quantizer(nn.Module, ABC):
         """Take the observer's range over after it saw *x* `[groups, n]`."""
 
     @abstractmethod
-    def rounded(self, x: Tensor) -> Tensor:
-        """Fake-quantized *x*, same shape, float32, with the gradient of this kind."""
+    def rounded(self, x: Tensor, rectified: bool) -> Tensor:
+        """Fake-quantized *x* (of relu(x) if *rectified*), same shape, float32, with the gradient of this kind."""
 
     @abstractmethod
     def set_scale(self, scale: Tensor) -> None:
@@ -70,14 +72,15 @@ class Quantizer(nn.Module, ABC):
 
     # --- what all share --------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rectified: bool = False) -> Tensor:
+        """*x* as `state` says. *rectified*: relu(x) instead, in one with the rounding, which keeps one byte per element."""
         state = self.state
         if self.training and state.wants_eval:
             self.notice.give(state)
         if state.observes:
-            self.observe(x)
+            self.observe(x, rectified)
         if not state.quantizes or x.numel() == 0:
-            return x
+            return x.relu() if rectified else x
         if not self.has_range:
             raise PlanError(
                 f"quantizer of {self.value}",
@@ -85,7 +88,7 @@ class Quantizer(nn.Module, ABC):
                 found="no calibration",
                 remedy="Set FakeQuantState.CALIBRATION, run some batches, then VALIDATION; or load_observer_params.",
             )
-        return self.rounded(x.float()).to(x.dtype)
+        return self.rounded(x.float(), rectified).to(x.dtype)
 
     @property
     def has_range(self) -> bool:
@@ -98,20 +101,22 @@ class Quantizer(nn.Module, ABC):
         return self.has_range and self.observer.averaging_constant == 0.0
 
     @torch.no_grad()
-    def observe(self, x: Tensor) -> None:
-        """Follow the range of *x*. *raises* `DataError` for NaN or infinity while calibrating."""
+    def observe(self, x: Tensor, rectified: bool = False) -> None:
+        """Follow the range of *x*, or of relu(x). *raises* `DataError` for NaN or infinity while calibrating."""
         if self.settled and self.state is FakeQuantState.QAT:
             return
         grouped = self.grouped(x.detach())
-        self.observer(grouped)
-        self.adopt(grouped)
-        if self.state is FakeQuantState.CALIBRATION and not bool(self.step().isfinite().all()):
+        if self.state is FakeQuantState.CALIBRATION and not _is_finite(grouped):
             raise DataError(
                 f"value {self.value}",
                 expected="finite numbers to calibrate on",
                 found="NaN or infinity",
                 remedy="Check the calibration data; give masks as large finite numbers; or set qconfig = None there.",
             )
+        if rectified and (self.adopts_data or not self.observer.sees_extremes):
+            grouped, rectified = grouped.relu(), False
+        self.observer(grouped, rectified)
+        self.adopt(grouped)
 
     def grouped(self, x: Tensor) -> Tensor:
         """*x* as `[groups, n]`."""
@@ -155,6 +160,10 @@ class Quantizer(nn.Module, ABC):
         d = self.spec.dtype
         where = "per tensor" if self.spec.axis is None else f"axis {self.spec.axis}"
         return f"{d.name}, {where}, state={self.state.name}"
+
+
+def _is_finite(x: Tensor) -> bool:
+    return x.numel() == 0 or all(bool(end.isfinite()) for end in torch.aminmax(x))
 
 
 def inner(a: Tensor, b: Tensor, like: Tensor) -> Tensor:

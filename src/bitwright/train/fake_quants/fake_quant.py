@@ -16,15 +16,17 @@ class StraightThrough(torch.autograd.Function):
     """Rounding to codes whose gradient is that of the clamp (Bengio et al. 2013, arXiv:1308.3432). Keeps one byte per element."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, lo: Limit, hi: Limit, rounding: Rounding) -> Tensor:
-        y, inside = fake_quantized(x, scale, lo, hi, rounding)
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, lo: Limit, hi: Limit, rounding: Rounding, rectified: bool
+    ) -> Tensor:
+        y, inside = fake_quantized(x, scale, lo, hi, rounding, rectified=rectified)
         ctx.save_for_backward(inside)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (inside,) = ctx.saved_tensors
-        return torch.where(inside, gradients[0], 0.0), None, None, None, None
+        return torch.where(inside, gradients[0], 0.0), None, None, None, None, None
 
 
 @FAKE_QUANTS.register("fake_quant")
@@ -50,6 +52,7 @@ class FakeQuant(Quantizer):
     def set_scale(self, scale: Tensor) -> None:
         self.scale.copy_(scale)
 
-    def rounded(self, x: Tensor) -> Tensor:
+    def rounded(self, x: Tensor, rectified: bool) -> Tensor:
         lo, hi = self.code_limits(x)
-        return StraightThrough.apply(x, self.shaped(self.scale, x), lo, hi, self.spec.rounding)  # type: ignore[no-any-return, no-untyped-call]
+        scale = self.shaped(self.scale, x)
+        return StraightThrough.apply(x, scale, lo, hi, self.spec.rounding, rectified)  # type: ignore[no-any-return, no-untyped-call]

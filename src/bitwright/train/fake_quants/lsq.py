@@ -26,11 +26,12 @@ class _Lsq(torch.autograd.Function):
         hi: Limit,
         rounding: Rounding,
         factor: float,
+        rectified: bool,
     ) -> Tensor:
-        y, _ = fake_quantized(x, scale, lo, hi, rounding)
+        y, _ = fake_quantized(x, scale, lo, hi, rounding, rectified=rectified)
         ctx.save_for_backward(x, scale, *(t for t in (lo, hi) if isinstance(t, Tensor)))
         ctx.limits = None if isinstance(lo, Tensor) else (lo, hi)
-        ctx.rounding, ctx.factor = rounding, factor
+        ctx.rounding, ctx.factor, ctx.rectified = rounding, factor, rectified
         return y
 
     @staticmethod
@@ -38,11 +39,11 @@ class _Lsq(torch.autograd.Function):
         x, scale, *limits = ctx.saved_tensors
         # Computed again: of the values that nothing else keeps, x alone stays in memory.
         lo, hi = limits or ctx.limits
-        y, inside = fake_quantized(x, scale, lo, hi, ctx.rounding)
+        y, inside = fake_quantized(x, scale, lo, hi, ctx.rounding, rectified=ctx.rectified)
         by_x = torch.where(inside, gradients[0], 0.0)
         # code - x / scale inside, code outside; and y = code * scale: two inner products.
         by_scale = (inner(gradients[0], y, scale) - inner(by_x, x, scale)) / scale
-        return by_x, by_scale * ctx.factor, None, None, None, None
+        return by_x, by_scale * ctx.factor, None, None, None, None, None
 
 
 @FAKE_QUANTS.register("lsq")
@@ -52,6 +53,8 @@ class Lsq(Quantizer):
 
     Its gradient is scaled by 1 / √(n · qmax), n elements per sample that share it (section 2.2).
     """
+
+    adopts_data = True
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -78,10 +81,10 @@ class Lsq(Quantizer):
     def set_scale(self, scale: Tensor) -> None:
         self.scale.copy_(scale)
 
-    def rounded(self, x: Tensor) -> Tensor:
+    def rounded(self, x: Tensor, rectified: bool) -> Tensor:
         lo, hi = self.code_limits(x)
         sharing = x.numel() / self.groups / (1 if self.is_weight or x.dim() < 2 else x.shape[0])
         factor = 1.0 / math.sqrt(max(sharing, 1.0) * self.qmax)
         # The value of `step`, the gradient of the parameter.
         scale = self.scale + (self.step() - self.scale).detach()
-        return _Lsq.apply(x, self.shaped(scale, x), lo, hi, self.spec.rounding, factor)  # type: ignore[no-any-return, no-untyped-call]
+        return _Lsq.apply(x, self.shaped(scale, x), lo, hi, self.spec.rounding, factor, rectified)  # type: ignore[no-any-return, no-untyped-call]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.numerics.affine import Limit, scales_from_range
+from bitwright.numerics.affine import Limit, rectified_limit, scales_from_range
 from bitwright.numerics.rounding import Rounding, round_
 from bitwright.train.fake_quants import FAKE_QUANTS, Quantizer
 
@@ -24,20 +24,22 @@ class _Pact(torch.autograd.Function):
         lo: Limit,
         hi: Limit,
         rounding: Rounding,
+        rectified: bool,
     ) -> Tensor:
         steps = round_(x / scale, rounding)
-        # 1 above, -1 below, 0 inside: one byte per element.
-        side = (steps > hi).to(torch.int8).sub_((steps < lo).to(torch.int8))
+        # 1 above, 0 inside, -1 below; 2 where a ReLU lets nothing through: one byte per element.
+        below = (x <= 0).to(torch.int8).mul_(-2) if rectified else (steps < lo).to(torch.int8)
+        side = (steps > hi).to(torch.int8).sub_(below)
         ctx.save_for_backward(side, alpha)
-        return steps.clamp_(lo, hi).mul_(scale)
+        return steps.clamp_(rectified_limit(lo) if rectified else lo, hi).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (g,), (side, alpha) = gradients, ctx.saved_tensors
         axes = [i for i in range(g.dim()) if alpha.dim() and alpha.shape[i] == 1]
-        above, below = torch.where(side > 0, g, 0.0), torch.where(side < 0, g, 0.0)
+        above, below = torch.where(side == 1, g, 0.0), torch.where(side < 0, g, 0.0)
         by_alpha = (above - below).sum(axes, keepdim=True) if alpha.dim() else above.sum() - below.sum()
-        return torch.where(side == 0, g, 0.0), by_alpha, None, None, None, None
+        return torch.where(side == 0, g, 0.0), by_alpha, None, None, None, None, None
 
 
 @FAKE_QUANTS.register("pact")
@@ -89,7 +91,7 @@ class Pact(Quantizer):
         self.alpha.copy_(scale * steps)
         self.zero_point.copy_(self._scales()[1])
 
-    def rounded(self, x: Tensor) -> Tensor:
+    def rounded(self, x: Tensor, rectified: bool) -> Tensor:
         lo, hi = self.code_limits(x)
         scale, alpha = self.shaped(self.step(), x), self.shaped(self.alpha, x)
-        return _Pact.apply(x, alpha, scale, lo, hi, self.spec.rounding)  # type: ignore[no-any-return, no-untyped-call]
+        return _Pact.apply(x, alpha, scale, lo, hi, self.spec.rounding, rectified)  # type: ignore[no-any-return, no-untyped-call]

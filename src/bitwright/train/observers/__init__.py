@@ -34,6 +34,8 @@ class Observer(nn.Module, ABC):
 
     #: How the processes of a distributed job agree: on the widest range, or on the mean.
     agreement: Literal["widest", "mean"] = "mean"
+    #: Whether `batch_range` copes with NaN and infinity; if not, such batches are kept from it.
+    copes_with_nan = False
     lo: Tensor
     hi: Tensor
     steps: Tensor
@@ -59,17 +61,25 @@ class Observer(nn.Module, ABC):
         """The range worth representing of *x* `[groups, n]`, float32, n > 0: lo, hi `[groups]`, lo <= hi."""
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> None:
-        """See one batch, *x* `[groups, n]`."""
+    def forward(self, x: Tensor, rectified: bool = False) -> None:
+        """See one batch, *x* `[groups, n]`. *rectified*: of relu(x), only for observers that `sees_extremes`."""
         if x.numel() == 0 or (self.has_range and self.averaging_constant == 0.0):
             return
-        lo, hi = self._agreed(*self.batch_range(x.float()))
+        x = x.float()
+        known = self.copes_with_nan or bool(x.isfinite().all())
+        lo, hi = self.batch_range(x) if known else x.new_full((2, len(x)), torch.nan)
+        if rectified:
+            lo, hi = lo.clamp(min=0.0), hi.clamp(min=0.0)
+        lo, hi = self._agreed(lo, hi)
         if self.has_range:
             c = max(self.averaging_constant, 1.0 / (self._count + 1))
-            # A batch of NaN says nothing.
-            lo = torch.where(lo.isfinite(), self.lo + c * (lo - self.lo), self.lo)
-            hi = torch.where(hi.isfinite(), self.hi + c * (hi - self.hi), self.hi)
+            lo, hi = _towards(self.lo, lo, c), _towards(self.hi, hi, c)
         self.set_range(lo, hi)
+
+    @property
+    def sees_extremes(self) -> bool:
+        """Whether the range follows from the extremes alone."""
+        return self.agreement == "widest"
 
     @property
     def has_range(self) -> bool:
@@ -108,6 +118,11 @@ class Observer(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"averaging_constant={self.averaging_constant}"
+
+
+def _towards(old: Tensor, new: Tensor, c: float) -> Tensor:
+    """*old* + *c* · (*new* - *old*), where both are finite: a batch of NaN says nothing."""
+    return torch.where(new.isfinite(), torch.where(old.isfinite(), old + c * (new - old), new), old)
 
 
 OBSERVERS: Registry[type[Observer]] = Registry("observer")

@@ -18,6 +18,7 @@ class Clip(Observer):
     """Smallest and largest element, but never beyond [*low*, *high*], real units, low <= 0 <= high."""
 
     agreement: Literal["widest", "mean"] = "widest"
+    copes_with_nan = True
 
     def __init__(
         self, spec: QuantSpec, groups: int, *, low: float = -math.inf, high: float = math.inf, **options: Any

@@ -20,6 +20,8 @@ class ClipStd(Observer):
     Some implementations of this name take the *wider* of both ranges; that clips nothing.
     """
 
+    copes_with_nan = True
+
     def __init__(self, spec: QuantSpec, groups: int, *, std_scale: float = 2.6, **options: Any) -> None:
         super().__init__(spec, groups, **options)
         if not std_scale > 0.0:

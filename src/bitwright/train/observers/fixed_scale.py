@@ -17,6 +17,8 @@ class FixedScale(Observer):
     Or a *threshold*: the largest magnitude that the codes must reach, scale = threshold / 2^(bits - 1).
     """
 
+    copes_with_nan = True
+
     def __init__(
         self,
         spec: QuantSpec,

@@ -15,6 +15,7 @@ class MinMax(Observer):
     """Smallest and largest element."""
 
     agreement: Literal["widest", "mean"] = "widest"
+    copes_with_nan = True
 
     def batch_range(self, x: Tensor) -> Ends:
         return extremes(x)

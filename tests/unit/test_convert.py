@@ -1,0 +1,343 @@
+"""`convert` and `export` against the outputs that the trained model shows in state VALIDATION."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from tests.unit.qat_cases import (
+    KINDS,
+    calibrate,
+    features,
+    of_kind,
+    pixels,
+    plain,
+    prepared,
+    small,
+    train,
+    validated,
+)
+from torch import Tensor, nn
+
+from bitwright import (
+    FakeQuantState,
+    Plan,
+    PreparedModel,
+    QuantizedModel,
+    convert,
+    export,
+    prepare,
+    set_fake_quantize,
+)
+from bitwright.errors import DataError, ModelError, OutputError, PlanError
+from bitwright.runtime.session import Session
+from bitwright.train.fake_quants import Quantizer
+
+TARGETS = ("generic", "onnxruntime", "bm1684x", "bm1684", "journey6")
+
+
+def difference(model: nn.Module, x: Tensor, path: str = "head.activation_post_process") -> tuple[float, float]:
+    """How many steps the converted *model* differs from its VALIDATION outputs at most, and on which share of the elements."""
+    expected = validated(model, x)
+    quantizer = model.get_submodule(path)
+    assert isinstance(quantizer, Quantizer)
+    steps = ((convert(model)(x) - expected) / quantizer.step()).round().abs()
+    return float(steps.max()), float((steps > 0).float().mean())
+
+
+def trained(model: PreparedModel, x: Tensor) -> PreparedModel:
+    """*model* after three steps."""
+    train(model, x, 3)
+    return model
+
+
+CASES = [
+    *((target, kind, "trained") for target in TARGETS for kind in KINDS),
+    *((target, "fake_quant", mode) for target in TARGETS for mode in ("frozen", "folded")),
+    *((target, kind, "folded") for target in ("generic", "bm1684") for kind in ("lsq", "pact")),
+]
+
+
+@pytest.mark.parametrize("target, kind, batchnorm", CASES)
+def test_the_converted_model_computes_what_validation_shows(target: str, kind: str, batchnorm: str) -> None:
+    model = prepare(small(), pixels(2), of_kind(kind), target=target, batchnorm=batchnorm)  # type: ignore[arg-type]
+    most, share = difference(trained(model, pixels(16)), pixels(32, seed=2))
+
+    # Biases of bm1684 have 16 bits, which training does not simulate.
+    assert most <= (3 if target == "bm1684" else 1)
+    assert share <= (0.5 if target == "bm1684" else 0.05)
+
+
+@pytest.mark.parametrize("target", ["generic", "onnxruntime"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_int4_weights_are_converted(kind: str, target: str) -> None:
+    model = prepare(small(), pixels(2), of_kind(kind, weight="int4"), target=target)
+    most, share = difference(trained(model, pixels(16)), pixels(32, seed=2))
+
+    assert most <= 1
+    assert share <= 0.05
+
+
+@pytest.mark.parametrize("target", ["generic", "onnxruntime", "journey6"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_int16_activations_are_converted(kind: str, target: str) -> None:
+    model = prepare(small(), pixels(2), of_kind(kind, activation="int16"), target=target)
+    most, _ = difference(trained(model, pixels(16)), pixels(32, seed=2))
+
+    # Sums in float32 are worth a fraction of a 16-bit step in every layer.
+    assert most <= 4
+
+
+class Upsampling(nn.Module):
+    """Transposed convolutions, one of them grouped, with batch normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up1, self.bn1 = nn.ConvTranspose2d(4, 6, 3, groups=2, stride=2), nn.BatchNorm2d(6)
+        self.up2, self.bn2 = nn.ConvTranspose2d(6, 4, 2, bias=False), nn.BatchNorm2d(4)
+        self.head = nn.Conv2d(4, 3, 1)
+        for norm in (self.bn1, self.bn2):
+            nn.init.uniform_(norm.weight, -1.5, 1.5)
+            nn.init.uniform_(norm.running_var, 0.3, 1.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.up1(x)))
+        return self.head(torch.relu(self.bn2(self.up2(x))))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("target", ["generic", "onnxruntime", "bm1684"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_batch_normalisation_behind_grouped_transposed_convolutions_is_folded(kind: str, target: str) -> None:
+    torch.manual_seed(0)
+    model = prepare(Upsampling(), torch.randn(2, 4, 3, 3), of_kind(kind), target=target)
+    most, share = difference(trained(model, torch.randn(8, 4, 3, 3)), torch.randn(8, 4, 3, 3))
+
+    assert most <= (3 if target == "bm1684" else 1)
+    assert share <= (0.5 if target == "bm1684" else 0.05)
+
+
+class Structured(nn.Module):
+    """Two inputs; a dictionary with a tuple, and an input that is given back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, scale: Tensor) -> dict[str, object]:
+        y = self.fc(x)
+        return {"sum": y * scale, "pair": (y, torch.sigmoid(y)), "given": x}
+
+
+def test_a_converted_model_is_called_as_the_float_one_and_gives_the_same_structure() -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(5, 6), torch.rand(5, 4)
+    model = calibrate(prepare(Structured().eval(), inputs), inputs)
+    expected, made = model(*inputs), convert(model)
+
+    assert torch.utils._pytree.tree_structure(made(*inputs)) == torch.utils._pytree.tree_structure(expected)
+    torch.testing.assert_close(made(*inputs), expected, rtol=0, atol=0.05)
+    torch.testing.assert_close(made(inputs[0], scale=inputs[1]), made(*inputs), rtol=0, atol=0)
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        y = self.net(x)
+        return y, [torch.relu(y)]
+
+
+def test_tuples_and_lists_stay_tuples_and_lists() -> None:
+    made = convert(calibrate(prepare(Pair().eval(), features(2)), features()))
+    first, rest = made(features())
+
+    assert isinstance(rest, list)
+    assert torch.equal(rest[0], first.relu())
+
+
+@pytest.mark.parametrize("n", [1, 3, 16])
+def test_a_converted_model_takes_any_batch_size(n: int) -> None:
+    model = calibrate(prepare(plain().eval(), features(2)), features())
+
+    torch.testing.assert_close(convert(model)(features(n)), validated(model, features(n)), rtol=0, atol=0.05)
+
+
+def test_parts_that_were_kept_float_are_computed_in_float() -> None:
+    net = small()
+    net.head.qconfig = None  # type: ignore[assignment]
+    model = prepare(net, pixels(2), of_kind("fake_quant"))
+    train(model, pixels(16), 3)
+    made = convert(model)
+
+    torch.testing.assert_close(made(pixels()), validated(model, pixels()), rtol=1e-3, atol=0.02)
+    stored = {i.name: i.data_type for i in made.model.graph.initializer}
+    assert stored["head.weight"] == onnx.TensorProto.FLOAT
+
+
+def test_converting_leaves_the_model_and_its_mode_alone() -> None:
+    model = trained(prepared("lsq"), pixels())
+    before = copy.deepcopy(model.state_dict())
+    convert(model)
+
+    assert model.training
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert {q.state for _, q in model.quantizers} == {FakeQuantState.QAT}
+
+
+def test_a_model_can_be_converted_after_calibration_alone_or_through_a_wrapper() -> None:
+    model = calibrate(prepared(), pixels())
+    wrapped = torch.nn.DataParallel(model) if torch.cuda.is_available() else nn.Sequential(model)
+
+    assert torch.equal(convert(model)(pixels()), convert(wrapped)(pixels()))
+
+
+def test_a_converted_model_has_no_parameters_and_can_be_copied() -> None:
+    made = convert(calibrate(prepared(), pixels()))
+
+    assert list(made.parameters()) == []
+    assert torch.equal(copy.deepcopy(made)(pixels()), made(pixels()))
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made() -> QuantizedModel:
+    return convert(calibrate(prepared(), pixels()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int8, torch.uint8])
+def test_an_input_of_another_dtype_says_that_the_model_quantizes_it_itself(
+    made: QuantizedModel, dtype: torch.dtype
+) -> None:
+    with pytest.raises(DataError, match=rf"input x .*torch\.float32: the model quantizes .*found {dtype}"):
+        made(pixels().to(dtype))
+
+
+def test_a_quantized_tensor_of_torch_is_refused(made: QuantizedModel) -> None:
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="found torch.quint8"):
+        import warnings
+
+        warnings.warn("", stacklevel=1)
+        made(torch.quantize_per_tensor(pixels(), 0.1, 0, torch.quint8))
+
+
+@pytest.mark.parametrize("arguments, keywords", [((), {}), ((1, 2), {}), ((), {"y": 1})])
+def test_missing_and_superfluous_inputs_are_told(
+    made: QuantizedModel, arguments: tuple[int, ...], keywords: dict[str, int]
+) -> None:
+    with pytest.raises(DataError, match=r"converted model: expected the inputs x; found"):
+        made(*[pixels()] * len(arguments), **dict.fromkeys(keywords, pixels()))
+
+
+def test_something_else_than_a_tensor_is_refused(made: QuantizedModel) -> None:
+    with pytest.raises(DataError, match="found ndarray"):
+        made(pixels().numpy())
+
+
+def test_a_shape_that_does_not_fit_is_a_data_error(made: QuantizedModel) -> None:
+    with pytest.raises(DataError, match=r"input x .*found \[2, 2, 6, 6\]"):
+        made(torch.randn(2, 2, 6, 6))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_observers_that_never_ran_are_an_error(kind: str) -> None:
+    with pytest.raises(PlanError, match=r"found \d+ observers that never ran.*Run some batches"):
+        convert(prepared(kind))
+
+
+def test_a_part_that_was_never_calibrated_is_named() -> None:
+    model = calibrate(prepared(), pixels())
+    other = prepared().eval()
+    set_fake_quantize(other, FakeQuantState.FLOAT)
+    set_fake_quantize(other.get_submodule("head"), FakeQuantState.CALIBRATION)
+    other(pixels())
+
+    assert convert(model) is not None
+    with pytest.raises(PlanError, match=r"^(?!head)\S+: expected a calibrated or trained model"):
+        convert(other)
+
+
+def test_a_float_model_cannot_be_converted() -> None:
+    with pytest.raises(ModelError, match=r"Small: .*Call bitwright\.prepare"):
+        convert(small())
+
+
+def test_a_model_that_was_changed_after_preparing_cannot_be_converted() -> None:
+    model = calibrate(prepared(), pixels())
+    model.head = nn.Linear(36, 5)
+
+    with pytest.raises(ModelError, match="head: expected the Linear that prepare"):
+        convert(model)
+
+
+def test_learned_numbers_that_are_not_finite_are_an_error() -> None:
+    model = calibrate(prepared("lsq"), pixels())
+    model.get_parameter("head.activation_post_process.scale").data.fill_(torch.nan)
+
+    with pytest.raises(Exception, match="quantization parameters: expected finite scales") as caught:
+        convert(model)
+    assert type(caught.value).__name__ == "NumericsError"
+
+
+# --- the file ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_exported_file_is_proven_and_its_plan_can_be_read(target: str, tmp_path: Path) -> None:
+    model = trained(prepare(small(), pixels(2), of_kind("fake_quant"), target=target), pixels())
+    exported = export(model, tmp_path / "net.onnx")
+
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "net.plan.json"]
+    assert Plan.load(tmp_path / "net.plan.json") == exported.plan == convert(model).plan
+    assert exported.plan.target == target
+    assert all(op.holds for op in exported.proof.per_op)
+
+
+def test_onnx_runtime_computes_from_the_file_what_the_module_computes(tmp_path: Path) -> None:
+    model = trained(prepared(), pixels())
+    export(model, tmp_path / "net.onnx")
+    file = onnx.load(tmp_path / "net.onnx")
+    onnx.checker.check_model(file, full_check=True)
+    found = Session(file).run({"x": pixels()})
+    options = onnxruntime.SessionOptions()
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), options, ["CPUExecutionProvider"])
+    (plain_session,) = session.run(None, {"x": pixels().numpy()})
+
+    assert np.array_equal(next(iter(found.values())), convert(model)(pixels()).numpy())
+    np.testing.assert_allclose(plain_session, convert(model)(pixels()).numpy(), atol=0.05)
+
+
+def test_the_module_saves_the_file_that_export_writes(tmp_path: Path) -> None:
+    model = trained(prepared(), pixels())
+    export(model, tmp_path / "exported.onnx")
+    convert(model).save(tmp_path / "saved.onnx")
+
+    assert (tmp_path / "saved.onnx").read_bytes() == (tmp_path / "exported.onnx").read_bytes()
+
+
+def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(OutputError):
+        export(calibrate(prepared(), pixels()), tmp_path / "file" / "net.onnx")
+
+
+def test_a_model_from_an_onnx_file_is_trained_and_exported(tmp_path: Path) -> None:
+    source = export(calibrate(prepared(), pixels()), tmp_path / "int8.onnx").path.with_name("float.onnx")
+    from bitwright import capture, export_float
+
+    onnx.save(export_float(capture(small(), pixels(2))), source)
+    model = prepare(source)
+    losses = train(model, pixels(), 4)
+    most, _ = difference(model, pixels(), next(p for p, q in model.quantizers if q.value == "head"))
+
+    assert losses[-1] < losses[0]
+    assert most <= 1

@@ -1,0 +1,222 @@
+"""`bitwright train` and its recipe: what it does, and what it says of bad input."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tests.unit.cli_cases import Command
+
+import bitwright.flow.training as training
+from bitwright.errors import NumericsError
+from bitwright.flow.progress import Silence
+from bitwright.plan.plan import Plan
+from bitwright.runtime.session import Session
+
+_CODE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.dropout = nn.Dropout(0.1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.conv(x)))
+        return self.head(self.dropout(x.mean((2, 3))))
+
+def net():
+    torch.manual_seed(0)
+    return Net().eval(), torch.zeros(2, 1, 6, 6)
+
+def data():
+    generator = torch.Generator().manual_seed(1)
+    y = torch.arange(48) % 3
+    return torch.randn(48, 1, 6, 6, generator=generator) + y[:, None, None, None], y
+
+def broken():
+    x, y = data()
+    return x.clone().fill_(float("nan")), y
+
+def uneven():
+    x, y = data()
+    return x, y[:-1]
+
+def generator():
+    return (batch for batch in [data()])
+
+def unlabelled():
+    return [data()[0]]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / f"net_{tmp_path.name}.py").write_text(_CODE)
+    return tmp_path
+
+
+def recipe(folder: Path, **changes: object) -> Path:
+    """A recipe in *folder*, with fields changed (None: left out)."""
+    code = f"net_{folder.name}.py"
+    fields = {
+        "model": f"{code}:net",
+        "data": {"train": f"{code}:data", "validation": f"{code}:data", "batch_size": 16},
+        "calibration": {"batches": 2},
+        "epochs": 2,
+        "optimizer": {"rate": 0.05},
+    }
+    fields |= changes
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in fields.items() if v is not None}))
+    return path
+
+
+def test_a_recipe_trains_converts_and_measures_every_stage(bitwright: Command, folder: Path) -> None:
+    out = folder / "out"
+
+    outcome = bitwright("train", recipe(folder), "-o", out, "-q")
+
+    assert outcome.status == 0, outcome.err
+    assert sorted(f.name for f in out.iterdir()) == [
+        "history.csv",
+        "net_qat.onnx",
+        "net_qat.plan.json",
+        "summary.json",
+    ]
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["accuracy"]) == ["float", "calibrated", "trained", "converted"]
+    assert summary["accuracy"]["trained"] >= summary["accuracy"]["float"]
+    assert [h["epoch"] for h in summary["history"]] == [1, 2]
+    assert Plan.load(out / "net_qat.plan.json").target == "generic"
+    y = Session(out / "net_qat.onnx").run({"x": torch.zeros(3, 1, 6, 6)})
+    assert [v.shape for v in y.values()] == [(3, 3)]
+    assert "trained" in outcome.out
+
+
+@pytest.mark.parametrize("kind", ["lsq", "pact"])
+def test_learned_scales_int4_weights_float_parts_and_bf16(
+    bitwright: Command, folder: Path, kind: str
+) -> None:
+    path = recipe(
+        folder,
+        weight={"fake_quant": kind, "dtype": "int4"},
+        activation={"fake_quant": kind},
+        leave_float=["head"],
+        amp="bf16",
+        batchnorm="frozen",
+        epochs=1,
+        optimizer={"name": "adamw"},
+    )
+
+    outcome = bitwright("train", path, "-o", folder / "out", "-q", "--json")
+
+    assert outcome.status == 0, outcome.err
+    assert [row["stage"] for row in json.loads(outcome.out)] == [
+        "float",
+        "calibrated",
+        "trained",
+        "converted",
+    ]
+    plan = Plan.load(folder / "out" / "net_qat.plan.json")
+    assert [plan.ops[name].precision for name in ("conv", "head")] == ["w4a8", "float"]
+
+
+class _Interrupted(Silence):
+    """Stops the job when its second epoch begins."""
+
+    def stage(self, title: str, total: int | None = None) -> None:
+        if title.startswith("epoch 2"):
+            raise KeyboardInterrupt
+
+
+def test_training_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(folder: Path) -> None:
+    path = recipe(folder, epochs=3)
+    whole = training.run_training(path, output=folder / "whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        training.run_training(path, output=folder / "parts", watcher=_Interrupted())
+    assert (folder / "parts" / training.CHECKPOINT).exists()
+    parts = training.run_training(path, output=folder / "parts")
+
+    assert whole.history == parts.history
+    assert whole.accuracy == parts.accuracy
+    assert not (folder / "parts" / training.CHECKPOINT).exists()
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(bitwright: Command, folder: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        training.run_training(recipe(folder), output=folder / "out", watcher=_Interrupted())
+
+    outcome = bitwright("train", recipe(folder, seed=5), "-o", folder / "out", "-q")
+
+    assert "expected a checkpoint of this recipe" in outcome.error
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(folder: Path) -> None:
+    path = recipe(folder, optimizer={"rate": 1e30}, calibration={"batches": 0})
+
+    with pytest.raises(
+        NumericsError, match=r"training, epoch 1, step \d+: expected a finite loss; found nan"
+    ):
+        training.run_training(path, output=folder / "out")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model": None}, "model: Field required"),
+        ({"epoch": 3}, "epoch: Extra inputs are not permitted"),
+        ({"epochs": 0}, "epochs: Input should be greater than 0"),
+        ({"target": "chip"}, "expected a known target"),
+        ({"device": "cuda:7"}, "device: expected a device that torch can use"),
+        ({"weight": {"fake_quant": "lsqq"}}, "Did you mean 'lsq'?"),
+        ({"activation": {"observer": "minmax"}}, "Did you mean 'min_max'?"),
+        ({"activation": {"options": {"percent": 3}}}, "expected a known option"),
+        ({"leave_float": ["haed"]}, "Did you mean 'head'?"),
+        ({"checkpoint": "no.safetensors"}, "expected weights in .safetensors"),
+        ({"data": {"train": "CODE:broken", "validation": "CODE:data"}}, "expected finite numbers to calibrate on"),
+        ({"data": {"train": "CODE:uneven", "validation": "CODE:data"}}, "48 samples, 47 labels"),
+        ({"data": {"train": "CODE:generator", "validation": "CODE:data"}}, "a generator is used up after one pass"),
+        ({"data": {"train": "CODE:unlabelled", "validation": "CODE:data"}}, "expected batches (inputs, labels)"),
+        ({"data": {"train": "CODE:nothing", "validation": "CODE:data"}}, "expected file.py:name"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(
+    bitwright: Command, folder: Path, changes: dict[str, object], message: str
+) -> None:
+    if "data" in changes:
+        changes = {
+            "data": {k: v.replace("CODE", f"net_{folder.name}.py") for k, v in changes["data"].items()}
+        }  # type: ignore[attr-defined]
+
+    outcome = bitwright("train", recipe(folder, **changes), "-o", folder / "out", "-q")
+
+    assert message in outcome.error
+    assert not (folder / "out").exists()
+
+
+def test_a_checkpoint_of_another_network_is_refused(bitwright: Command, folder: Path) -> None:
+    torch.save({"fc.weight": torch.zeros(3, 4)}, folder / "other.pt")
+
+    outcome = bitwright("train", recipe(folder, checkpoint="other.pt"), "-o", folder / "out", "-q")
+
+    assert "expected the weights of" in outcome.error
+    assert "Give the checkpoint of this very network." in outcome.error
+
+
+def test_tensorboard_logs_are_written_or_the_missing_extra_is_named(bitwright: Command, folder: Path) -> None:
+    outcome = bitwright("train", recipe(folder, tensorboard=True, epochs=1), "-o", folder / "out", "-q")
+
+    if importlib.util.find_spec("tensorboard") is None:
+        assert "pip install 'bitwright[tensorboard]'" in outcome.error
+    else:
+        assert list((folder / "out" / "tensorboard").glob("events.*"))
