@@ -52,7 +52,8 @@ def calibrated(network: nn.Module, data: Cifar, setter: Any) -> nn.Module:
 
 def trained(network: nn.Module, data: Cifar, width: str, kind: str, start: nn.Module) -> nn.Module:
     """*network* trained with quantizers of one *kind*, from the ranges of *start*."""
-    qconfig = get_default_qconfig(kind, kind, weight_qkwargs={"dtype": WEIGHT[width]})
+    weight = "fake_quant" if kind == "pact" else kind  # PACT is about activations
+    qconfig = get_default_qconfig(kind, weight, weight_qkwargs={"dtype": WEIGHT[width]})
     model = prepare(network, data.train_x[:2], UniformQconfigSetter(qconfig, kind))
     load_observer_params(start, model)
     set_fake_quantize(model, FakeQuantState.QAT)

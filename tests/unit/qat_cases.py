@@ -114,7 +114,7 @@ def train(
     model: nn.Module, x: Tensor, steps: int, optimizer: torch.optim.Optimizer | None = None
 ) -> list[float]:
     """*steps* of gradient descent of the model's mean squared output on *x*, in state QAT. *returns*: the losses."""
-    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.02)
     set_fake_quantize(model.train(), FakeQuantState.QAT)
     losses = []
     for _ in range(steps):

@@ -118,7 +118,7 @@ def test_the_state_of_an_optimizer_of_the_float_model_fits() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_lowers_the_loss(kind: str) -> None:
-    losses = train(prepared(kind), pixels(), 8)
+    losses = train(prepared(kind), pixels(), 12)
 
     assert losses[-1] < 0.7 * losses[0]
 
@@ -432,6 +432,10 @@ def replaced(model: PreparedModel) -> None:
     model.head = nn.Linear(36, 5)
 
 
+def with_another_function(model: PreparedModel) -> None:
+    model.relu = nn.GELU()
+
+
 def unquantized(model: PreparedModel) -> None:
     model.get_submodule("head").weight_fake_quant = nn.Identity()
 
@@ -446,7 +450,7 @@ def edited(model: PreparedModel) -> None:
     model.graph.erase_node(node)
 
 
-@pytest.mark.parametrize("change", [replaced, unquantized, removed, edited])
+@pytest.mark.parametrize("change", [replaced, with_another_function, unquantized, removed, edited])
 def test_a_model_that_was_changed_after_preparing_is_refused(change: Callable[[PreparedModel], None]) -> None:
     model = prepared()
     change(model)

@@ -172,7 +172,7 @@ class QuantizedModel(nn.Module):
         device = next(iter(feeds.values())).device
         found = self._session.run({name: x.detach().cpu() for name, x in feeds.items()})
         tensors = iter([torch.from_numpy(found[name]).to(device) for name in self._outputs])
-        return fx.map_arg(self._structure, lambda _: next(tensors))
+        return _filled(self._structure, tensors)
 
     def _feeds(self, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         names = [i.name for i in self._inputs]
@@ -208,6 +208,18 @@ class QuantizedModel(nn.Module):
 
     def extra_repr(self) -> str:
         return f"inputs={[i.name for i in self._inputs]}, outputs={list(self._outputs)}"
+
+
+def _filled(structure: Any, tensors: Iterator[Tensor]) -> Any:
+    """*structure*, of plain dictionaries, lists and tuples, with a tensor in the place of each node."""
+    if isinstance(structure, fx.Node):
+        return next(tensors)
+    if isinstance(structure, dict):
+        return {key: _filled(part, tensors) for key, part in structure.items()}
+    if isinstance(structure, (list, tuple)):
+        parts = [_filled(part, tensors) for part in structure]
+        return parts if isinstance(structure, list) else tuple(parts)
+    return structure
 
 
 def convert(model: nn.Module) -> QuantizedModel:

@@ -14,6 +14,7 @@ from bitwright.numerics.spec import QParams, QuantSpec
 
 #: A number of codes, or a tensor of such that broadcasts (torch has a type for each, none for both).
 Limit = Any
+Limits = tuple[Limit, Limit]
 
 #: Thresholds below this are raised to it, so that a constant-zero value still has a scale.
 THRESHOLD_FLOOR = 1e-5
@@ -77,24 +78,25 @@ def fake_quantize(x: Tensor, q: QParams) -> Tensor:
 
 
 def fake_quantized(
-    x: Tensor, scale: Tensor, lo: Limit, hi: Limit, rounding: Rounding, *, rectified: bool = False
-) -> tuple[Tensor, Tensor]:
-    """As `fake_quantize`, with parameters in tensors. *scale*, and *lo*, *hi* (code limits minus zero point): broadcast to *x*.
+    x: Tensor,
+    scale: Tensor,
+    limits: Limits,
+    rounding: Rounding,
+    *,
+    rectified: bool = False,
+    margin: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `fake_quantize`, with parameters in tensors. *scale*, and *limits* (codes minus the zero point): broadcast to *x*.
 
-    *rectified*: of relu(x), without computing that. *returns*: the same shape as *x*, float32, and whether the gradient
-    of the clamps passes at each element.
+    *rectified*: of relu(x), without computing that. *returns*: the result; x in steps; the same held within the limits and
+    *margin* steps around them: where both are equal, the gradient passes. All of *x*'s shape, float32.
     """
-    steps = round_(x / scale, rounding)
-    codes = steps.clamp(rectified_limit(lo) if rectified else lo, hi)
-    inside = codes == steps
+    lo, hi = limits
     if rectified:
-        inside &= x > 0
-    return codes.mul_(scale), inside
-
-
-def rectified_limit(lo: Limit) -> Limit:
-    """The smallest code minus the zero point of what is never negative."""
-    return lo.clamp(min=0) if isinstance(lo, Tensor) else max(lo, 0)
+        lo = lo.clamp(min=0) if isinstance(lo, Tensor) else max(lo, 0)
+    exact = x / scale
+    held = exact.clamp(lo if rectified else lo - margin, hi + margin)
+    return round_(held.clone(), rounding).clamp_(lo, hi).mul_(scale), exact, held
 
 
 @lru_cache(maxsize=4096)

@@ -65,7 +65,8 @@ class _Insertion:
         self.graph = graph_of(records_of(graph.graph))
         self.nodes = dict(zip(graph.graph.nodes, self.graph.nodes, strict=True))
         self.places: list[Place] = []
-        self._norms = {pair.conv: pair.batchnorm for pair in folded.info.folded}
+        here = [pair for pair in folded.info.folded if pair not in graph.info.folded]
+        self._norms = {pair.conv: pair.batchnorm for pair in here}
 
     def value(self, value: Value, entry: ValueEntry) -> None:
         """Quantize *value* for those who read it quantized."""

@@ -63,8 +63,10 @@ class PreparedModel(fx.GraphModule):
         keep_state(made, root, {})
         made.__dict__["facts"] = facts
         made.__dict__["_kinds"] = {
-            str(n.target): type(made.get_submodule(str(n.target))) for n in _calls(graph)
+            target: type(made.get_submodule(target))
+            for target in {*_calls(graph), *_calls(graph_of(list(facts.operators)))}
         }
+        made.__dict__["_called"] = _calls(graph)
         made.train(root.training)
         made.register_load_state_dict_post_hook(_allow_float_checkpoint)  # type: ignore[no-untyped-call]
         return made
@@ -106,7 +108,7 @@ class PreparedModel(fx.GraphModule):
                 found = None  # type: ignore[assignment]
             if found is not kind:
                 raise _changed(path, kind, found)
-        if {str(n.target) for n in _calls(self.graph)} != set(self.__dict__["_kinds"]):
+        if _calls(self.graph) != self.__dict__["_called"]:
             raise _changed("graph", fx.Graph, None)
 
     # --- checkpoints -----------------------------------------------------------------------------------------
@@ -169,8 +171,9 @@ def _keep_operators(made: nn.Module, root: nn.Module, facts: Facts) -> None:
             made.get_submodule(owner)._modules[leaf] = root.get_submodule(str(target))
 
 
-def _calls(graph: fx.Graph) -> list[fx.Node]:
-    return [n for n in graph.nodes if n.op == "call_module"]
+def _calls(graph: fx.Graph) -> list[str]:
+    """The modules that *graph* calls, in order."""
+    return [str(n.target) for n in graph.nodes if n.op == "call_module"]
 
 
 def _allow_float_checkpoint(module: nn.Module, incompatible: Any) -> None:

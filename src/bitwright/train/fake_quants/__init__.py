@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import DataError, PlanError
-from bitwright.numerics.affine import Limit, scales_from_range
+from bitwright.numerics.affine import Limits, scales_from_range
 from bitwright.numerics.spec import QParams, QuantSpec
 from bitwright.registry import Registry
 from bitwright.train.observers import Observer
@@ -132,7 +132,7 @@ class Quantizer(nn.Module, ABC):
         shape[self.spec.axis] = -1
         return t.reshape(shape)
 
-    def code_limits(self, x: Tensor) -> tuple[Limit, Limit]:
+    def code_limits(self, x: Tensor) -> Limits:
         """Smallest and largest code minus the zero point, to clamp steps of *x* with."""
         if self.spec.symmetric:
             return self.qmin, self.qmax

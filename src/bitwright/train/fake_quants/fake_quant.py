@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.numerics.affine import Limit, fake_quantized
+from bitwright.numerics.affine import Limits, fake_quantized
 from bitwright.numerics.rounding import Rounding
 from bitwright.train.fake_quants import FAKE_QUANTS, Quantizer
 
@@ -17,16 +17,17 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, lo: Limit, hi: Limit, rounding: Rounding, rectified: bool
+        ctx: Any, x: Tensor, scale: Tensor, limits: Limits, rounding: Rounding, rectified: bool
     ) -> Tensor:
-        y, inside = fake_quantized(x, scale, lo, hi, rounding, rectified=rectified)
-        ctx.save_for_backward(inside)
+        y, exact, held = fake_quantized(x, scale, limits, rounding, rectified=rectified, margin=0.5)
+        # As int8: conversions from bool, and choices by it, are several times slower.
+        ctx.save_for_backward(exact.eq_(held).to(torch.int8))
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (inside,) = ctx.saved_tensors
-        return torch.where(inside, gradients[0], 0.0), None, None, None, None, None
+        return inside.to(gradients[0].dtype).mul_(gradients[0]), None, None, None, None
 
 
 @FAKE_QUANTS.register("fake_quant")
@@ -53,6 +54,6 @@ class FakeQuant(Quantizer):
         self.scale.copy_(scale)
 
     def rounded(self, x: Tensor, rectified: bool) -> Tensor:
-        lo, hi = self.code_limits(x)
         scale = self.shaped(self.scale, x)
-        return StraightThrough.apply(x, scale, lo, hi, self.spec.rounding, rectified)  # type: ignore[no-any-return, no-untyped-call]
+        y: Tensor = StraightThrough.apply(x, scale, self.code_limits(x), self.spec.rounding, rectified)  # type: ignore[no-untyped-call]
+        return y

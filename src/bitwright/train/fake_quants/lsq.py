@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.numerics.affine import THRESHOLD_FLOOR, Limit, fake_quantized
+from bitwright.numerics.affine import THRESHOLD_FLOOR, Limits, fake_quantized
 from bitwright.numerics.rounding import Rounding
 from bitwright.train.fake_quants import FAKE_QUANTS, Quantizer, inner
+from bitwright.train.observers import over_processes
 from bitwright.train.states import FakeQuantState
 
 
@@ -22,15 +23,14 @@ class _Lsq(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         scale: Tensor,
-        lo: Limit,
-        hi: Limit,
+        limits: Limits,
         rounding: Rounding,
         factor: float,
         rectified: bool,
     ) -> Tensor:
-        y, _ = fake_quantized(x, scale, lo, hi, rounding, rectified=rectified)
-        ctx.save_for_backward(x, scale, *(t for t in (lo, hi) if isinstance(t, Tensor)))
-        ctx.limits = None if isinstance(lo, Tensor) else (lo, hi)
+        y, _, _ = fake_quantized(x, scale, limits, rounding, rectified=rectified)
+        ctx.save_for_backward(x, scale, *(t for t in limits if isinstance(t, Tensor)))
+        ctx.limits = None if isinstance(limits[0], Tensor) else limits
         ctx.rounding, ctx.factor, ctx.rectified = rounding, factor, rectified
         return y
 
@@ -38,12 +38,12 @@ class _Lsq(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, *limits = ctx.saved_tensors
         # Computed again: of the values that nothing else keeps, x alone stays in memory.
-        lo, hi = limits or ctx.limits
-        y, inside = fake_quantized(x, scale, lo, hi, ctx.rounding, rectified=ctx.rectified)
-        by_x = torch.where(inside, gradients[0], 0.0)
+        held_within = tuple(limits) or ctx.limits
+        y, exact, held = fake_quantized(x, scale, held_within, ctx.rounding, rectified=ctx.rectified)
+        by_x = exact.eq_(held).mul_(gradients[0])
         # code - x / scale inside, code outside; and y = code * scale: two inner products.
         by_scale = (inner(gradients[0], y, scale) - inner(by_x, x, scale)) / scale
-        return by_x, by_scale * ctx.factor, None, None, None, None, None
+        return by_x, by_scale * ctx.factor, None, None, None, None
 
 
 @FAKE_QUANTS.register("lsq")
@@ -73,7 +73,9 @@ class Lsq(Quantizer):
     def adopt(self, x: Tensor) -> None:
         scale, zero = self.range_scales()
         if self.spec.symmetric and self.state is not FakeQuantState.CALIBRATION:
-            scale = torch.minimum(scale, 2.0 * x.abs().mean(1) / math.sqrt(self.qmax))
+            mean = x.abs().mean(1)
+            mean = over_processes(mean, "mean") if self.training else mean
+            scale = torch.minimum(scale, 2.0 * mean / math.sqrt(self.qmax))
         self.zero_point.copy_(zero)
         self.set_scale(scale.clamp(min=THRESHOLD_FLOOR / self.qmax))
 
@@ -82,9 +84,11 @@ class Lsq(Quantizer):
         self.scale.copy_(scale)
 
     def rounded(self, x: Tensor, rectified: bool) -> Tensor:
-        lo, hi = self.code_limits(x)
         sharing = x.numel() / self.groups / (1 if self.is_weight or x.dim() < 2 else x.shape[0])
         factor = 1.0 / math.sqrt(max(sharing, 1.0) * self.qmax)
         # The value of `step`, the gradient of the parameter.
         scale = self.scale + (self.step() - self.scale).detach()
-        return _Lsq.apply(x, self.shaped(scale, x), lo, hi, self.spec.rounding, factor, rectified)  # type: ignore[no-any-return, no-untyped-call]
+        y: Tensor = _Lsq.apply(
+            x, self.shaped(scale, x), self.code_limits(x), self.spec.rounding, factor, rectified
+        )  # type: ignore[no-untyped-call]
+        return y

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.numerics.affine import Limit, rectified_limit, scales_from_range
-from bitwright.numerics.rounding import Rounding, round_
-from bitwright.train.fake_quants import FAKE_QUANTS, Quantizer
+from bitwright.numerics.affine import Limits, fake_quantized, scales_from_range
+from bitwright.numerics.rounding import Rounding
+from bitwright.train.fake_quants import FAKE_QUANTS, Quantizer, inner
 
 
 class _Pact(torch.autograd.Function):
@@ -21,25 +21,24 @@ class _Pact(torch.autograd.Function):
         x: Tensor,
         alpha: Tensor,
         scale: Tensor,
-        lo: Limit,
-        hi: Limit,
+        limits: Limits,
         rounding: Rounding,
         rectified: bool,
     ) -> Tensor:
-        steps = round_(x / scale, rounding)
-        # 1 above, 0 inside, -1 below; 2 where a ReLU lets nothing through: one byte per element.
-        below = (x <= 0).to(torch.int8).mul_(-2) if rectified else (steps < lo).to(torch.int8)
-        side = (steps > hi).to(torch.int8).sub_(below)
-        ctx.save_for_backward(side, alpha)
-        return steps.clamp_(rectified_limit(lo) if rectified else lo, hi).mul_(scale)
+        y, exact, held = fake_quantized(x, scale, limits, rounding, rectified=rectified)
+        # 1 above, -1 below, 0 inside: one byte per element.
+        ctx.save_for_backward(exact.sub_(held).sign_().to(torch.int8), alpha)
+        ctx.rectified = rectified
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (g,), (side, alpha) = gradients, ctx.saved_tensors
-        axes = [i for i in range(g.dim()) if alpha.dim() and alpha.shape[i] == 1]
-        above, below = torch.where(side == 1, g, 0.0), torch.where(side < 0, g, 0.0)
-        by_alpha = (above - below).sum(axes, keepdim=True) if alpha.dim() else above.sum() - below.sum()
-        return torch.where(side == 0, g, 0.0), by_alpha, None, None, None, None, None
+        clipped = side.to(g.dtype)
+        # What a ReLU holds back lies below, and no threshold changes that.
+        by_alpha = inner(g, clipped.clamp(min=0.0) if ctx.rectified else clipped, alpha)
+        by_x = clipped.abs_().neg_().add_(1.0).mul_(g)
+        return by_x, by_alpha, None, None, None, None
 
 
 @FAKE_QUANTS.register("pact")
@@ -92,6 +91,6 @@ class Pact(Quantizer):
         self.zero_point.copy_(self._scales()[1])
 
     def rounded(self, x: Tensor, rectified: bool) -> Tensor:
-        lo, hi = self.code_limits(x)
         scale, alpha = self.shaped(self.step(), x), self.shaped(self.alpha, x)
-        return _Pact.apply(x, alpha, scale, lo, hi, self.spec.rounding, rectified)  # type: ignore[no-any-return, no-untyped-call]
+        y: Tensor = _Pact.apply(x, alpha, scale, self.code_limits(x), self.spec.rounding, rectified)  # type: ignore[no-untyped-call]
+        return y

@@ -22,7 +22,7 @@ from bitwright.numerics.spec import QuantSpec
 from bitwright.registry import Registry
 from bitwright.train.thresholds import Ends
 
-__all__ = ["OBSERVERS", "Ends", "Observer", "make_observer", "observer_options"]
+__all__ = ["OBSERVERS", "Ends", "Observer", "make_observer", "observer_options", "over_processes"]
 
 
 class Observer(nn.Module, ABC):
@@ -53,8 +53,9 @@ class Observer(nn.Module, ABC):
         self.register_buffer("lo", torch.zeros(groups))
         self.register_buffer("hi", torch.zeros(groups))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        #: `steps`, as a Python number: asking a tensor would wait for the GPU.
-        self._count = 0
+        #: Whether `steps` > 0: asking a tensor would wait for the GPU. (A number here would have torch.compile begin
+        #: again with every step.)
+        self._has_range = False
 
     @abstractmethod
     def batch_range(self, x: Tensor) -> Ends:
@@ -72,7 +73,7 @@ class Observer(nn.Module, ABC):
             lo, hi = lo.clamp(min=0.0), hi.clamp(min=0.0)
         lo, hi = self._agreed(lo, hi)
         if self.has_range:
-            c = max(self.averaging_constant, 1.0 / (self._count + 1))
+            c = (1.0 / (self.steps + 1)).clamp(min=self.averaging_constant)
             lo, hi = _towards(self.lo, lo, c), _towards(self.hi, hi, c)
         self.set_range(lo, hi)
 
@@ -84,43 +85,45 @@ class Observer(nn.Module, ABC):
     @property
     def has_range(self) -> bool:
         """Whether there is a range."""
-        if not self._count:  # buffers may be written from outside, as averaged models do it
-            self._count = int(self.steps)
-        return self._count > 0
+        if not self._has_range:  # buffers may be written from outside, as averaged models do it
+            self._has_range = bool(self.steps > 0)
+        return self._has_range
 
     def set_range(self, lo: Tensor, hi: Tensor) -> None:
         """Take *lo*, *hi* `[groups]` for the range, as one more step."""
         self.lo.copy_(lo)
         self.hi.copy_(hi)
-        self._count += 1
+        self._has_range = True
         self.steps += 1
 
     def count_as(self, other: Observer) -> None:
         """Weigh the range as if it came from as many steps as that of *other*."""
-        self._count = other._count
-        self.steps.fill_(self._count)
+        self.steps.copy_(other.steps)
 
     def _agreed(self, lo: Tensor, hi: Tensor) -> Ends:
         """The range that all processes see, in training."""
-        if not (self.training and dist.is_available() and dist.is_initialized()):
+        if not self.training:
             return lo, hi
-        ends = torch.stack([-lo, hi])
-        if self.agreement == "widest":
-            dist.all_reduce(ends, dist.ReduceOp.MAX)
-        else:
-            dist.all_reduce(ends)
-            ends /= dist.get_world_size()
+        ends = over_processes(torch.stack([-lo, hi]), self.agreement)
         return -ends[0], ends[1]
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        self._count = int(self.steps)
+        self._has_range = bool(self.steps > 0)
 
     def extra_repr(self) -> str:
         return f"averaging_constant={self.averaging_constant}"
 
 
-def _towards(old: Tensor, new: Tensor, c: float) -> Tensor:
+def over_processes(x: Tensor, agreement: Literal["widest", "mean"]) -> Tensor:
+    """The largest, or the mean, of *x* over the processes of a distributed job; *x* where there is none."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return x
+    dist.all_reduce(x, dist.ReduceOp.MAX if agreement == "widest" else dist.ReduceOp.SUM)
+    return x if agreement == "widest" else x / dist.get_world_size()
+
+
+def _towards(old: Tensor, new: Tensor, c: Tensor) -> Tensor:
     """*old* + *c* · (*new* - *old*), where both are finite: a batch of NaN says nothing."""
     return torch.where(new.isfinite(), torch.where(old.isfinite(), old + c * (new - old), new), old)
 

@@ -1,0 +1,96 @@
+"""Training in two processes: the same scales on both, and what one process computes from both batches together."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from tests.unit.qat_cases import calibrate, features, of_kind, pixels, plain, small
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bitwright import FakeQuantState, PreparedModel, convert, load_observer_params, prepare, set_fake_quantize
+
+STEPS = 3
+CASES = ["fake_quant", "lsq", "lsq, outlier", "lsq, calibrated", "pact", "batch norm"]
+
+
+def model_of(case: str) -> PreparedModel:
+    """The model of *case*, the same in every process."""
+    if case == "batch norm":
+        return prepare(small().train(), pixels(2), of_kind("fake_quant"), batchnorm="frozen")
+    kind = case.partition(",")[0]
+    model = prepare(plain(), features(2), of_kind(kind))
+    if "calibrated" in case:
+        load_observer_params(calibrate(prepare(plain(), features(2), of_kind(kind)), features()), model)
+    return model
+
+
+def data_of(case: str) -> Tensor:
+    """Twelve samples for each step, `[steps, 12, …]`; the second half is much larger."""
+    make = pixels if case == "batch norm" else features
+    x = torch.stack([make(12, seed) for seed in range(STEPS)])
+    x = torch.cat([x[:, :6], 3.0 * x[:, 6:]], 1)
+    if "outlier" in case:  # then LSQ starts at the mean magnitude, not at the range
+        x[:, 0, 0] = 500.0
+    return x
+
+
+def trained(model: nn.Module, batches: Tensor) -> dict[str, Tensor]:
+    """The state after a step on each of *batches*, under the names of a model that is not wrapped."""
+    set_fake_quantize(model.train(), FakeQuantState.QAT)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    for x in batches:
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    return {name.removeprefix("module."): t.clone() for name, t in model.state_dict().items()}
+
+
+def process(rank: int, port: int, folder: str) -> None:
+    """One of two processes: trains every case on its half of the data."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    for number, case in enumerate(CASES):
+        batches = data_of(case).chunk(2, 1)[rank]
+        model = DistributedDataParallel(model_of(case))
+        torch.save(trained(model, batches), f"{folder}/{number}.{rank}.pt")
+        if rank == 0:
+            convert(model)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `<case>.<rank>.pt`."""
+    folder = tmp_path_factory.mktemp("ddp")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(process, (port, str(folder)), nprocs=2, start_method="spawn")
+    return folder
+
+
+def states(folder: Path, case: str) -> list[dict[str, Tensor]]:
+    return [torch.load(folder / f"{CASES.index(case)}.{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_processes_have_the_same_parameters_ranges_and_scales(case: str, results: Path) -> None:
+    first, second = states(results, case)
+
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_learn_what_one_does_from_both_batches(case: str, results: Path) -> None:
+    found, expected = states(results, case)[0], trained(model_of(case), data_of(case))
+
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        # The gradient scale of LSQ counts the elements of a sample, so that it does not depend on the batch.
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
