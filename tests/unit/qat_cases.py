@@ -42,6 +42,17 @@ class Plain(nn.Module):
         return self.fc2(torch.relu(self.fc1(x)))
 
 
+class Holder(nn.Module):
+    """A network in a bigger one."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.scale = net, nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) * self.scale
+
+
 def small(dropout: float = 0.0) -> Small:
     """A `Small` with seeded weights, and batch normalisation that a wrong formula could not survive: also negative gains."""
     torch.manual_seed(0)

@@ -55,7 +55,9 @@ def without_biases(model: nn.Module, x: Tensor) -> Tensor:
     return Replay(found.graph).run({found.graph.info.inputs[0].name: x}, reads)[found.graph.info.outputs[0]]
 
 
-def difference(model: nn.Module, x: Tensor, path: str = "head.activation_post_process") -> tuple[float, float]:
+def difference(
+    model: nn.Module, x: Tensor, path: str = "head.activation_post_process"
+) -> tuple[float, float]:
     """How many steps the converted *model* differs from its VALIDATION outputs at most, and on which share of the elements."""
     expected = validated(model, x)
     quantizer = model.get_submodule(path)
@@ -244,7 +246,7 @@ def test_a_quantized_tensor_of_torch_is_refused(made: QuantizedModel) -> None:
     with pytest.warns(UserWarning, match="quantize_per_tensor"):
         x = torch.quantize_per_tensor(pixels(), 0.1, 0, torch.quint8)
 
-    with pytest.raises(DataError, match="found torch.quint8"):
+    with pytest.raises(DataError, match=r"found torch\.quint8"):
         made(x)
 
 
@@ -353,7 +355,9 @@ def test_a_model_from_an_onnx_file_is_trained_and_exported(tmp_path: Path) -> No
     onnx.save(export_float(capture(small(), pixels(2))), tmp_path / "float.onnx")
     model = prepare(tmp_path / "float.onnx")
     losses = train(model, pixels(), 12)
-    most, _ = difference(model, pixels(), next(p for p, _ in model.quantizers if p.startswith("head.activation")))
+    most, _ = difference(
+        model, pixels(), next(p for p, _ in model.quantizers if p.startswith("head.activation"))
+    )
 
     assert losses[-1] < losses[0]
     assert most <= 1

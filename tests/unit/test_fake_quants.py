@@ -15,20 +15,33 @@ from bitwright.numerics.dtype import INT4, INT8, INT16, UINT8, UINT16
 from bitwright.numerics.rounding import Rounding, round_
 from bitwright.numerics.spec import QuantSpec
 from bitwright.train.fake_quants import FAKE_QUANTS, Quantizer
+from bitwright.train.fake_quants.fake_quant import FakeQuant
 from bitwright.train.observers import make_observer
 
 SHAPE = (3, 5, 4, 2)
-FORMATS = [(INT4, True), (INT8, True), (UINT8, True), (INT16, True), (INT8, False), (UINT8, False), (UINT16, False)]
+FORMATS = [
+    (INT4, True),
+    (INT8, True),
+    (UINT8, True),
+    (INT16, True),
+    (INT8, False),
+    (UINT8, False),
+    (UINT16, False),
+]
+STYLES = [*((rounding, False) for rounding in Rounding), (Rounding.HALF_EVEN, True)]
 SPECS = [
     QuantSpec(dtype, symmetric, axis, rounding, power_of_two)
-    for (dtype, symmetric), axis, rounding, power_of_two in itertools.product(
-        FORMATS, (None, 1), Rounding, (False, True)
-    )
+    for (dtype, symmetric), axis, (rounding, power_of_two) in itertools.product(FORMATS, (None, 1), STYLES)
 ]
 
 
 def described(spec: QuantSpec) -> str:
-    parts = [spec.dtype.name, "symmetric" if spec.symmetric else "asymmetric", str(spec.axis), spec.rounding.value]
+    parts = [
+        spec.dtype.name,
+        "symmetric" if spec.symmetric else "asymmetric",
+        str(spec.axis),
+        spec.rounding.value,
+    ]
     return " ".join(parts + ["power of two"] * spec.power_of_two)
 
 
@@ -131,11 +144,13 @@ def gradients(quantizer: Quantizer, x: Tensor, g: Tensor, **options: bool) -> tu
     return x.grad, None if parameter is None else parameter.grad
 
 
-def passes(quantizer: Quantizer, x: Tensor) -> Tensor:
-    """Where the codes are not clamped."""
-    lo, hi = quantizer.code_limits(x)
-    steps = round_(x / quantizer.shaped(quantizer.step(), x), quantizer.spec.rounding)
-    return (steps >= lo) & (steps <= hi)
+def side(quantizer: Quantizer, x: Tensor, *, rectified: bool = False) -> Tensor:
+    """1 above the limits of the codes, -1 below, 0 within. Plain fake quantization passes what is rounded to the last codes, too."""
+    lo, hi = (torch.as_tensor(limit) for limit in quantizer.code_limits(x))
+    margin = 0.5 if type(quantizer) is FakeQuant else 0.0
+    lo = lo.clamp(min=0) if rectified else lo - margin
+    v = x / quantizer.shaped(quantizer.step(), x)
+    return (v > hi + margin).float() - (v < lo).float()
 
 
 @every_kind
@@ -143,11 +158,11 @@ def passes(quantizer: Quantizer, x: Tensor) -> Tensor:
 def test_the_gradient_of_the_data_is_that_of_the_clamp(kind: str, spec: QuantSpec) -> None:
     x, g = numbers(spec), torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     quantizer = made(kind, spec, x, clip=0.5)
-    inside = passes(quantizer, x)
+    inside, above_zero = side(quantizer, x) == 0, side(quantizer, x, rectified=True) == 0
 
     assert 0 < int(inside.sum()) < inside.numel()
     assert torch.equal(gradients(quantizer, x, g)[0], torch.where(inside, g, 0.0))
-    assert torch.equal(gradients(quantizer, x, g, rectified=True)[0], torch.where(inside & (x > 0), g, 0.0))
+    assert torch.equal(gradients(quantizer, x, g, rectified=True)[0], torch.where(above_zero, g, 0.0))
 
 
 def lsq_reference(quantizer: Quantizer, x: Tensor, g: Tensor, n: float) -> Tensor:
@@ -173,19 +188,15 @@ def test_the_gradient_of_lsq_is_that_of_the_paper(spec: QuantSpec, is_weight: bo
     quantizer = made("lsq", spec, x, is_weight=is_weight, clip=0.7)
     # Elements of a weight, or of one sample, that share a scale.
     n = x.numel() / quantizer.groups / (1 if is_weight else len(x))
-    inside = passes(quantizer, x)
-    v = (x / quantizer.shaped(quantizer.step(), x)).double()
-    lo, hi = (torch.as_tensor(limit) for limit in quantizer.code_limits(x))
-    # Between the last code and half a step beyond, our mask follows the code and the paper's the number; keep off.
-    apart = ((v >= lo) & (v <= hi)) == inside
-    g = torch.where(apart, g, 0.0)
     expected = lsq_reference(quantizer, x, g, n)
     found = gradients(quantizer, x, g)[1]
 
     assert found is not None
     # In float32, codes of 16 bits leave two to three digits of code - x / scale.
     tolerance = 2e-2 if spec.dtype.bits == 16 else 1e-3
-    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+    torch.testing.assert_close(
+        found.double(), expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())
+    )
 
 
 def test_lsq_starts_at_twice_the_mean_magnitude_over_the_root_of_the_largest_code() -> None:
@@ -221,14 +232,13 @@ def test_a_learned_scale_of_zero_or_below_still_is_a_scale() -> None:
 def test_the_gradient_of_pact_is_the_sum_over_what_is_clipped(spec: QuantSpec) -> None:
     x, g = numbers(spec), torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     quantizer = made("pact", spec, x, clip=0.5)
-    lo, hi = quantizer.code_limits(x)
-    steps = round_(x / quantizer.shaped(quantizer.step(), x), spec.rounding)
-    side = (steps > hi).double() - (steps < lo).double()
     axes = [0, 2, 3] if spec.axis == 1 else [0, 1, 2, 3]
     found = gradients(quantizer, x, g)[1]
 
     assert found is not None
-    torch.testing.assert_close(found.double(), (side * g).sum(axes).reshape(-1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        found.double(), (side(quantizer, x).double() * g).sum(axes).reshape(-1), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_pact_starts_one_sided_where_nothing_is_negative() -> None:
@@ -244,7 +254,9 @@ def test_pact_starts_one_sided_where_nothing_is_negative() -> None:
 
 @every_kind
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_rounded_in_float32_and_given_back_as_it_came(kind: str, dtype: torch.dtype) -> None:
+def test_half_precision_is_rounded_in_float32_and_given_back_as_it_came(
+    kind: str, dtype: torch.dtype
+) -> None:
     spec = QuantSpec(INT8, True)
     x = numbers(spec).to(dtype)
     quantizer = made(kind, spec, x.float())

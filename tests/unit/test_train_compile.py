@@ -6,7 +6,18 @@ import copy
 
 import pytest
 import torch
-from tests.unit.qat_cases import KINDS, calibrate, features, of_kind, pixels, plain, prepared, small, train, validated
+from tests.unit.qat_cases import (
+    KINDS,
+    calibrate,
+    features,
+    of_kind,
+    pixels,
+    plain,
+    prepared,
+    small,
+    train,
+    validated,
+)
 from torch import Tensor, nn
 
 from bitwright import (

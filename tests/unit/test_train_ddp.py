@@ -93,4 +93,6 @@ def test_two_processes_learn_what_one_does_from_both_batches(case: str, results:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         # The gradient scale of LSQ counts the elements of a sample, so that it does not depend on the batch.
-        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )

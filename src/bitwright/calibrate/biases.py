@@ -29,6 +29,10 @@ def bias_entry(
     x, w = (values.get(n or "") for n in inputs[:2])
     if x is None or x.qparams is None or w is None or w.qparams is None:
         return replace(entry, qparams=None, why="its operator has no quantized input or weight")
+    if w.qparams.spec.group:
+        return replace(
+            entry, qparams=None, why="groups of its operator's weights have accumulators of their own"
+        )
     count = graph.constant(name).numel()
     scales = w.qparams.scale if len(w.qparams.scale) in (1, count) else (max(w.qparams.scale),)
     scale = tuple(float(torch.tensor(x.qparams.scale[0] * s, dtype=torch.float32)) for s in scales)

@@ -14,6 +14,7 @@ expressed (docs/numerics.md §7).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -150,21 +151,26 @@ class _Inserter:
         result = self.edges[name, op] = fresh_name(f"{name}_dequantized", self.taken)
         codes = quantize(self.graph.constant(value.name).detach(), q)
         self.initializers.append(initializer(copy, to_numpy(codes).astype(_numpy_type(q.spec.dtype))))
-        self.before.append(self._dequantize(copy, self._parameters(name, q), result, q))
+        self.before.append(self._dequantize(copy, self._parameters(name, q, codes.shape), result, q))
 
     def _dequantize(self, copy: str, parameters: tuple[str, str], result: str, q: QParams) -> onnx.NodeProto:
         axis: dict[str, Any] = {} if q.spec.axis is None else {"axis": q.spec.axis}
         if q.spec.axis is None and q.spec.dtype.name == "int8":
             self.int8[result] = q
+        if q.spec.axis is not None and q.spec.group:
+            axis = {"axis": 1 - q.spec.axis, "block_size": q.spec.group}
         name = "_dequantized".join(copy.rsplit("_quantized", 1))
         return helper.make_node("DequantizeLinear", [copy, *parameters], [result], name=name, **axis)
 
-    def _parameters(self, name: str, q: QParams) -> tuple[str, str]:
-        """Names of the scale and zero point, stored as one number or one for each channel."""
+    def _parameters(self, name: str, q: QParams, shape: Sequence[int] = ()) -> tuple[str, str]:
+        """Names of the scale and zero point, stored as one number, one for each channel, or (of *shape*) for each group of a channel."""
         scale = np.array(q.scale, np.float32)
         zero = np.array(q.zero_point).astype(_numpy_type(q.spec.dtype))
         if q.spec.axis is None:
             scale, zero = scale.reshape(()), zero.reshape(())
+        elif q.spec.group:
+            scale, zero = (a.reshape(shape[q.spec.axis], -1) for a in (scale, zero))
+            scale, zero = (scale, zero) if q.spec.axis == 0 else (scale.T, zero.T)
         names = fresh_name(f"{name}_scale", self.taken), fresh_name(f"{name}_zero_point", self.taken)
         self.initializers += [initializer(names[0], scale), initializer(names[1], zero)]
         return names

@@ -123,7 +123,9 @@ class _Decision:
         if factor is None or place.folded_by is not None:
             return q
         least = THRESHOLD_FLOOR / q.spec.dtype.qmax
-        scales = torch.tensor(q.scale, dtype=torch.float64) * factor[0].abs().double()
+        each = factor[0].abs().double()
+        scales = torch.tensor(q.scale, dtype=torch.float64)
+        scales *= each.repeat_interleave(len(scales) // len(each))
         return replace(q, scale=tuple(scales.clamp(min=least).float().tolist()))
 
     def _factor(self, weight: str) -> tuple[Tensor, int, int] | None:

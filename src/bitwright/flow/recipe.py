@@ -22,6 +22,7 @@ class QuantizerRecipe(_Strict):
     fake_quant: str = "fake_quant"
     observer: str = "min_max"
     dtype: Literal["int4", "int8", "int16"] = "int8"
+    group_size: PositiveInt | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -131,7 +131,9 @@ class _Job:
     def _setter(self, activation: QuantizerRecipe, weight: QuantizerRecipe) -> list[QconfigSetter]:
         def config(part: QuantizerRecipe, constant: float) -> FakeQuantConfig:
             options = {"averaging_constant": constant, **part.options}
-            return FakeQuantConfig(part.fake_quant, part.observer, part.dtype, options=options)
+            return FakeQuantConfig(
+                part.fake_quant, part.observer, part.dtype, group_size=part.group_size, options=options
+            )
 
         qconfig = QConfig(config(activation, 0.01), config(weight, 1.0))
         setters: list[QconfigSetter] = [UniformQconfigSetter(qconfig, "recipe")]
@@ -156,7 +158,7 @@ class _Job:
         observing = QuantizerRecipe(
             observer=r.calibration.observer, dtype=r.activation.dtype, options=r.calibration.options
         )
-        weight = QuantizerRecipe(dtype=r.weight.dtype)
+        weight = QuantizerRecipe(dtype=r.weight.dtype, group_size=r.weight.group_size)
         model = self._prepared(self._setter(observing, weight)).eval()
         set_fake_quantize(model, FakeQuantState.CALIBRATION)
         source = self._source(r.data.calibration or r.data.train)

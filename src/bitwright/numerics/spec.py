@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +16,41 @@ from bitwright.numerics.rounding import Rounding
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """The wish for one value. *axis* None: one scale for the whole value; else one per index of that axis."""
+    """The wish for one value. *axis* None: one scale for the whole value; else one per index of that axis (channel).
+
+    *group*: of a matrix, one scale per channel and so many neighbours along the other axis, whose length it divides.
+    """
 
     dtype: DType
     symmetric: bool
     axis: int | None = None
     rounding: Rounding = Rounding.HALF_EVEN
     power_of_two: bool = False
+    group: int | None = None
+
+    def scales(self, shape: Sequence[int]) -> int:
+        """How many scales a value of *shape* has."""
+        if self.axis is None:
+            return 1
+        return shape[self.axis] * (shape[1 - self.axis] // self.group if self.group else 1)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """*x* as `[scales, n]`: what shares a scale in one row."""
+        if self.axis is None:
+            return x.reshape(1, -1)
+        channels = x.movedim(self.axis, 0)
+        return channels.reshape(-1, self.group) if self.group else channels.flatten(1)
+
+    def broadcast(self, t: Tensor, x: Tensor) -> Tensor:
+        """*t* `[scales]`, shaped to broadcast against *x*."""
+        if self.axis is None:
+            return t.reshape(())
+        if self.group:
+            spread = t.reshape(x.shape[self.axis], -1).repeat_interleave(self.group, 1)
+            return spread if self.axis == 0 else spread.T
+        shape = [1] * x.dim()
+        shape[self.axis] = -1
+        return t.reshape(shape)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary; `from_json` reads it back."""
@@ -31,6 +60,7 @@ class QuantSpec:
             "axis": self.axis,
             "rounding": self.rounding.value,
             "power_of_two": self.power_of_two,
+            "group": self.group,
         }
 
     @classmethod
@@ -42,6 +72,7 @@ class QuantSpec:
             data["axis"],
             Rounding(data["rounding"]),
             bool(data["power_of_two"]),
+            data.get("group"),
         )
 
 
@@ -49,7 +80,7 @@ class QuantSpec:
 class QParams:
     """Quantization parameters: real = (code - zero_point) * scale.
 
-    *scale*: real units per code, > 0; a tuple of one number, or of one per channel of `spec.axis`.
+    *scale*: real units per code, > 0; a tuple of one number, or of one per channel of `spec.axis` (per group of each channel).
     *zero_point*: codes, same length. *raises* `NumericsError` if a scale is not finite and positive.
     """
 
@@ -76,18 +107,11 @@ class QParams:
 
     def scale_tensor(self, x: Tensor) -> Tensor:
         """The scale, float32 on *x*'s device, shaped to broadcast against *x*."""
-        return self._broadcast(torch.tensor(self.scale, dtype=torch.float32, device=x.device), x)
+        return self.spec.broadcast(torch.tensor(self.scale, dtype=torch.float32, device=x.device), x)
 
     def zero_point_tensor(self, x: Tensor) -> Tensor:
         """The zero point, float32 on *x*'s device, shaped to broadcast against *x*."""
-        return self._broadcast(torch.tensor(self.zero_point, dtype=torch.float32, device=x.device), x)
-
-    def _broadcast(self, t: Tensor, x: Tensor) -> Tensor:
-        if self.spec.axis is None:
-            return t.reshape(())
-        shape = [1] * x.dim()
-        shape[self.spec.axis] = -1
-        return t.reshape(shape)
+        return self.spec.broadcast(torch.tensor(self.zero_point, dtype=torch.float32, device=x.device), x)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary; `from_json` reads it back."""

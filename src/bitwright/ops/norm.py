@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,20 +27,42 @@ def _or_constant(emit: Emitter, name: str | None, like: tuple[int, ...], value: 
     return name or emit.constant(np.full(like, value, dtype=np.float32), hint)
 
 
+class _SumOfAll(torch.autograd.Function):
+    """The sum over the processes of a distributed job; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _sum_of_all(x: Tensor) -> Tensor:
+    total: Tensor = _SumOfAll.apply(x)  # type: ignore[no-untyped-call]
+    return total
+
+
 class BatchNorm(Op):
     """(x - mean) / sqrt(var + epsilon) * weight + bias per channel (axis 1).
 
     Inputs: x `[n, c, ...]`, weight `[c]` or None, bias `[c]` or None, running mean `[c]`, running variance `[c]`.
     In training the batch's own statistics are used and the running ones updated in place:
     running := (1 - momentum) * running + momentum * batch; momentum None: the mean over all batches so far.
+    *synchronised*: statistics of the batches of all processes of a distributed job.
     """
 
     kind = "BatchNorm"
     roles = (Role.ACTIVATION, Role.PARAMETER, Role.PARAMETER, Role.PARAMETER, Role.PARAMETER)
 
-    def __init__(self, *, epsilon: float, momentum: float | None) -> None:
+    def __init__(self, *, epsilon: float, momentum: float | None, synchronised: bool = False) -> None:
         super().__init__()
-        self.epsilon, self.momentum = epsilon, momentum
+        self.epsilon, self.momentum, self.synchronised = epsilon, momentum, synchronised
         #: Use the running statistics in training too.
         self.frozen = False
 
@@ -48,8 +71,32 @@ class BatchNorm(Op):
     ) -> Tensor:
         learning = self.training and not self.frozen
         momentum = self._count_batch() if learning else 0.0
+        if learning and self.synchronised and dist.is_available() and dist.is_initialized():
+            return self._synchronised(x, weight, bias, (mean.detach(), var.detach()), momentum)
         # detach: the statistics are updated in place, also where they came as constants of an ONNX file.
         return F.batch_norm(x, mean.detach(), var.detach(), weight, bias, learning, momentum, self.epsilon)
+
+    def _synchronised(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running: tuple[Tensor, Tensor],
+        momentum: float,
+    ) -> Tensor:
+        axes = [0, *range(2, x.dim())]
+        channels = [1, -1, *[1] * (x.dim() - 2)]
+        count = _sum_of_all(x.new_tensor(float(x.numel() // x.shape[1])))
+        mean = _sum_of_all(x.sum(axes)) / count
+        centred = x - mean.reshape(channels)
+        var = _sum_of_all(centred.square().sum(axes)) / count
+        with torch.no_grad():
+            running[0].lerp_(mean.to(running[0].dtype), momentum)
+            running[1].lerp_((var * count / (count - 1).clamp(min=1)).to(running[1].dtype), momentum)
+        scale = torch.rsqrt(var + self.epsilon)
+        scale = scale if weight is None else scale * weight
+        y = centred * scale.reshape(channels)
+        return y if bias is None else y + bias.reshape(channels)
 
     def _count_batch(self) -> float:
         count = self._buffers.get("num_batches_tracked")
@@ -78,7 +125,8 @@ def _batch_norm_from_aten(call: AtenCall) -> Built | None:
     momentum = call["momentum"]
     if isinstance(call.leaf, nn.modules.batchnorm._BatchNorm):
         momentum = call.leaf.momentum  # None is exported as 0
-    op = BatchNorm(epsilon=call["eps"], momentum=momentum)
+    synchronised = isinstance(call.leaf, nn.SyncBatchNorm)
+    op = BatchNorm(epsilon=call["eps"], momentum=momentum, synchronised=synchronised)
     return Built(op, tuple(call[k] for k in ("input", "weight", "bias", "running_mean", "running_var")))
 
 

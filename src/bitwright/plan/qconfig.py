@@ -18,13 +18,15 @@ class FakeQuantConfig:
     """How a value is fake-quantized.
 
     *fake_quant*: `fake_quant`, `lsq` or `pact`. *observer*: its name. *dtype*: `int4`, `int8` or `int16` (also `qint8`, …).
-    *power_of_two*: whether the scale must be one. *options*: of the observer.
+    *power_of_two*: whether the scale must be one. *group_size*: weights of a matrix row that share a scale (None: the row).
+    *options*: of the observer.
     """
 
     fake_quant: str = "fake_quant"
     observer: str = "min_max"
     dtype: str = "int8"
     power_of_two: bool = False
+    group_size: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -75,7 +77,7 @@ def get_default_qconfig(
 ) -> QConfig:
     """A wish by the names of fake quantizers and observers.
 
-    The `…_qkwargs` hold `dtype`, `power_of_two`, and options of the observer (`averaging_constant`, `percentile`, …).
+    The `…_qkwargs` hold `dtype`, `power_of_two`, `group_size` (weights), and options of the observer (`averaging_constant`, `percentile`, …).
     Weights follow their tensor at once (averaging constant 1) unless told otherwise.
     """
     return QConfig(
@@ -87,7 +89,10 @@ def get_default_qconfig(
 def _config(fake_quant: str | None, observer: str | None, options: Mapping[str, Any]) -> FakeQuantConfig:
     rest = dict(options)
     dtype, power_of_two = rest.pop("dtype", "int8"), bool(rest.pop("power_of_two", False))
-    return FakeQuantConfig(fake_quant or "fake_quant", observer or "min_max", str(dtype), power_of_two, rest)
+    group_size = rest.pop("group_size", None)
+    return FakeQuantConfig(
+        fake_quant or "fake_quant", observer or "min_max", str(dtype), power_of_two, group_size, rest
+    )
 
 
 # --- setters ---------------------------------------------------------------------------------------------------

@@ -34,10 +34,13 @@ class ActivationRule(_Strict):
 
 
 class WeightRule(_Strict):
-    """How weights are quantized (always signed and symmetric). *int4*: also with 4 bits, at the same granularity."""
+    """How weights are quantized (always signed and symmetric). *int4*: also with 4 bits, at the same granularity. *grouped*: matrices
+    may have a scale for each group of weights within a channel.
+    """
 
     granularity: Literal["tensor", "channel"] = "channel"
     int4: bool = False
+    grouped: bool = False
 
 
 class RescaleRule(_Strict):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bitwright.errors import NumericsError
+
 
 class Bins(nn.Module):
     """Counts over [-limit, limit] in 2 · *bins* equal bins for each of so many *groups*; the limit doubles when it must."""
@@ -14,7 +16,7 @@ class Bins(nn.Module):
 
     def __init__(self, groups: int, bins: int) -> None:
         super().__init__()
-        self.bins = bins
+        self.bins = check_bins(bins)
         self.register_buffer("counts", torch.zeros(groups, 2 * bins, dtype=torch.float64))
         self.register_buffer("limit", torch.zeros(groups))
 
@@ -76,6 +78,18 @@ class Bins(nn.Module):
         """Forget everything."""
         self.counts.zero_()
         self.limit.zero_()
+
+
+def check_bins(bins: int) -> int:
+    """*bins*, if a histogram can have so many on each side. *raises* `NumericsError`."""
+    if bins < 2 or bins % 2:
+        raise NumericsError(
+            "bins",
+            expected="an even number of bins, 2 or more: two become one when the range doubles",
+            found=str(bins),
+            remedy="2048 is usual.",
+        )
+    return bins
 
 
 def _all_in_the_middle(x: Tensor, bins: int) -> Tensor:

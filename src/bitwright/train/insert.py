@@ -153,6 +153,7 @@ class _Insertion:
         spec = self.target.weight_spec(axes.pop() if len(axes) == 1 else None, "w4a8" if narrow else "int8")
         if self.target.rescale.form == "shift":
             spec = replace(spec, power_of_two=True)
+        spec = self._in_groups(spec, config, value.name, weight)
         quantizer = self._quantizer(value.name, spec, config, tuple(weight.shape), is_weight=True)
         leaf = str(value.node.target).rpartition(".")[2]
         home = f"{self.folded.op_node(readers[0].op).target}.{_identifier(leaf)}_fake_quant"
@@ -164,6 +165,27 @@ class _Insertion:
             copy = self._quantized_weight(node, path, readers[0].op, norm)
         self._redirect(node, copy, edges)
         self.places.append(Place(value.name, path, norm))
+
+    def _in_groups(self, spec: QuantSpec, config: FakeQuantConfig, name: str, weight: Tensor) -> QuantSpec:
+        """*spec* with the groups asked for, or the reason why not in the plan."""
+        size = config.group_size
+        if size is None:
+            return spec
+        why = ""
+        if not self.target.weight.grouped:
+            why = f"{self.target.name} has no groups of weights"
+        elif weight.dim() != 2 or spec.axis is None:
+            why = "only matrices with a scale per channel have groups"
+        elif size < 1 or weight.shape[1 - spec.axis] % size:
+            why = f"groups of {size} do not divide a row of {weight.shape[1 - spec.axis]}"
+        if not why:
+            return replace(spec, group=size)
+        values = {
+            **self.plan.values,
+            name: replace(self.plan.values[name], why=f"one scale per channel: {why}"),
+        }
+        self.plan = replace(self.plan, values=values)
+        return spec
 
     def _folded_by(self, op: str, spec: QuantSpec) -> str | None:
         """The batch normalisation behind *op*, if one scale serves channels that it scales differently."""
@@ -217,8 +239,7 @@ class _Insertion:
         if config.power_of_two or (self.target.rescale.form == "shift" and not is_weight):
             spec = replace(spec, power_of_two=True)
         kind = FAKE_QUANTS.get(config.fake_quant, where="qconfig")
-        groups = 1 if spec.axis is None else shape[spec.axis]
-        observer = make_observer(config.observer, spec, groups, config.options)
+        observer = make_observer(config.observer, spec, spec.scales(shape), config.options)
         device = next((t.device for t in self.source.state_dict().values()), torch.device("cpu"))
         return kind(value, spec, shape, observer, is_weight=is_weight).to(device)
 

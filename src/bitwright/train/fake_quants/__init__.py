@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import DataError, PlanError
-from bitwright.numerics.affine import Limits, scales_from_range
+from bitwright.numerics.affine import Limits
 from bitwright.numerics.spec import QParams, QuantSpec
 from bitwright.registry import Registry
 from bitwright.train.observers import Observer
@@ -45,7 +45,7 @@ class Quantizer(nn.Module, ABC):
         super().__init__()
         self.value, self.spec, self.is_weight = value, spec, is_weight
         self.observer = observer
-        self.groups = 1 if spec.axis is None else shape[spec.axis]
+        self.groups = spec.scales(shape)
         d = spec.dtype
         self.qmin, self.qmax = (-d.qmax if is_weight else d.qmin), d.qmax
         self.state = FakeQuantState.QAT
@@ -105,7 +105,7 @@ class Quantizer(nn.Module, ABC):
         """Follow the range of *x*, or of relu(x). *raises* `DataError` for NaN or infinity while calibrating."""
         if self.settled and self.state is FakeQuantState.QAT:
             return
-        grouped = self.grouped(x.detach())
+        grouped = self.spec.rows(x.detach())
         if self.state is FakeQuantState.CALIBRATION and not _is_finite(grouped):
             raise DataError(
                 f"value {self.value}",
@@ -118,19 +118,9 @@ class Quantizer(nn.Module, ABC):
         self.observer(grouped, rectified)
         self.adopt(grouped)
 
-    def grouped(self, x: Tensor) -> Tensor:
-        """*x* as `[groups, n]`."""
-        if self.spec.axis is None:
-            return x.reshape(1, -1)
-        return x.movedim(self.spec.axis, 0).flatten(1)
-
     def shaped(self, t: Tensor, x: Tensor) -> Tensor:
         """*t* `[groups]`, shaped to broadcast against *x*."""
-        if self.spec.axis is None:
-            return t.reshape(())
-        shape = [1] * x.dim()
-        shape[self.spec.axis] = -1
-        return t.reshape(shape)
+        return self.spec.broadcast(t, x)
 
     def code_limits(self, x: Tensor) -> Limits:
         """Smallest and largest code minus the zero point, to clamp steps of *x* with."""
@@ -141,8 +131,7 @@ class Quantizer(nn.Module, ABC):
 
     def range_scales(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point that the observer's range asks for."""
-        scale, zero = scales_from_range(self.spec, self.observer.lo, self.observer.hi)
-        return scale, zero
+        return self.observer.scales()
 
     def qparams(self) -> QParams:
         """The parameters in use. *raises* `PlanError` without a range."""
@@ -159,6 +148,7 @@ class Quantizer(nn.Module, ABC):
     def extra_repr(self) -> str:
         d = self.spec.dtype
         where = "per tensor" if self.spec.axis is None else f"axis {self.spec.axis}"
+        where += f", groups of {self.spec.group}" if self.spec.group else ""
         return f"{d.name}, {where}, state={self.state.name}"
 
 
@@ -170,7 +160,8 @@ def inner(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
     """The sum of *a* · *b* over all axes along which *like* has length 1, in the shape of *like*."""
     if like.dim() == 0:
         return torch.dot(a.reshape(-1), b.reshape(-1))
-    return (a * b).sum([i for i in range(a.dim()) if like.shape[i] == 1], keepdim=True)
+    axes = [i for i in range(a.dim()) if like.shape[i] == 1]
+    return (a * b).sum(axes, keepdim=True) if axes else a * b
 
 
 FAKE_QUANTS: Registry[type[Quantizer]] = Registry("fake quantizer")

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bitwright.errors import NumericsError, UnknownName
+from bitwright.numerics.affine import scales_from_range
 from bitwright.numerics.spec import QuantSpec
 from bitwright.registry import Registry
 from bitwright.train.thresholds import Ends
@@ -88,6 +89,10 @@ class Observer(nn.Module, ABC):
         if not self._has_range:  # buffers may be written from outside, as averaged models do it
             self._has_range = bool(self.steps > 0)
         return self._has_range
+
+    def scales(self) -> Ends:
+        """Scale and zero point that the range asks for, `[groups]`."""
+        return scales_from_range(self.spec, self.lo, self.hi)
 
     def set_range(self, lo: Tensor, hi: Tensor) -> None:
         """Take *lo*, *hi* `[groups]` for the range, as one more step."""

@@ -55,6 +55,11 @@ class FixedScale(Observer):
         self.zero_point = zero_point
         self.set_range(*self.batch_range(torch.empty(0)))
 
+    def scales(self) -> Ends:
+        if self.spec.power_of_two:
+            return super().scales()
+        return self.fixed.to(self.lo.device), torch.full_like(self.lo, self.zero_point)
+
     def batch_range(self, x: Tensor) -> Ends:
         d = self.spec.dtype
         low = -d.qmax if self.spec.symmetric else d.qmin - self.zero_point

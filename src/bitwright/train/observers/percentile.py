@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bitwright.numerics.spec import QuantSpec
 from bitwright.numerics.thresholds import check_percent
-from bitwright.train.bins import Bins
+from bitwright.train.bins import Bins, check_bins
 from bitwright.train.observers import OBSERVERS, Ends, Observer
 from bitwright.train.thresholds import by_percentile, extremes
 
@@ -22,7 +22,7 @@ class Percentile(Observer):
     ) -> None:
         super().__init__(spec, groups, **options)
         check_percent(percentile)
-        self.percentile, self.bins = percentile, bins
+        self.percentile, self.bins = percentile, check_bins(bins)
 
     def batch_range(self, x: Tensor) -> Ends:
         bins = Bins(len(x), self.bins).to(x.device)
