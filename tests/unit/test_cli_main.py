@@ -136,7 +136,7 @@ def test_an_error_of_a_verb_names_the_verb_whose_help_helps(capsys: pytest.Captu
 
 
 def test_targets_are_listed_for_people_and_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["bm1684", "bm1684x", "generic-int8", "journey6", "onnxruntime"]
+    names = ["bm1684", "bm1684x", "generic", "generic-int8", "journey6", "onnxruntime"]
 
     assert run(["targets"]) == 0
     people = capsys.readouterr().out

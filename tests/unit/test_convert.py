@@ -44,6 +44,8 @@ from bitwright.flow.convert import decided
 from bitwright.runtime.session import Session
 from bitwright.train.fake_quants import Quantizer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TARGETS = ("generic", "onnxruntime", "bm1684x", "bm1684", "journey6")
 
 

@@ -33,6 +33,8 @@ from bitwright.errors import DataError, ModelError, PlanError, UnknownName
 from bitwright.train.fake_quants import Quantizer
 from bitwright.train.prepared import quantizers_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QAT, CALIBRATION = FakeQuantState.QAT, FakeQuantState.CALIBRATION
 VALIDATION, FLOAT = FakeQuantState.VALIDATION, FakeQuantState.FLOAT
 

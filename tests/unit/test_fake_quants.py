@@ -18,6 +18,8 @@ from bitwright.train.fake_quants import FAKE_QUANTS, Quantizer
 from bitwright.train.fake_quants.fake_quant import FakeQuant
 from bitwright.train.observers import make_observer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPE = (3, 5, 4, 2)
 FORMATS = [
     (INT4, True),

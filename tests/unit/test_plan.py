@@ -193,7 +193,7 @@ def test_a_wrong_target_file_names_the_field(text: str, message: str, tmp_path: 
 
 
 def test_an_unknown_target_lists_the_known_ones() -> None:
-    with pytest.raises(UnknownName, match="bm1684, bm1684x, generic-int8, journey6, onnxruntime"):
+    with pytest.raises(UnknownName, match="bm1684, bm1684x, generic, generic-int8, journey6, onnxruntime"):
         load_target("tpu")
 
 

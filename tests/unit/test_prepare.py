@@ -24,6 +24,8 @@ from bitwright import FakeQuantState, freeze_batchnorm, prepare, set_fake_quanti
 from bitwright.errors import ModelError, UnknownName
 from bitwright.ops.norm import BatchNorm
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def floating(model: nn.Module) -> nn.Module:
     """*model* in state FLOAT."""

@@ -27,6 +27,8 @@ from bitwright import FakeQuantState, PreparedModel, prepare, set_fake_quantize
 from bitwright.errors import ModelError
 from bitwright.ops.norm import BatchNorm
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # --- copies ------------------------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,8 @@ from bitwright.errors import PlanError, UnknownName
 from bitwright.plan.setters import sensitive_names
 from bitwright.table import Column, Table
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 INT8 = get_default_qconfig()
 INT16 = get_default_qconfig(activation_qkwargs={"dtype": "int16"})
 INT4 = get_default_qconfig(weight_qkwargs={"dtype": "qint4"})

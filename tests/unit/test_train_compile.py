@@ -29,6 +29,8 @@ from bitwright import (
     set_fake_quantize,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def ready(kind: str) -> PreparedModel:
     """A small network with calibrated ranges, in training mode and state QAT."""

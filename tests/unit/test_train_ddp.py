@@ -15,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bitwright import FakeQuantState, PreparedModel, convert, load_observer_params, prepare, set_fake_quantize
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 3
 CASES = ["fake_quant", "lsq", "lsq, outlier", "lsq, calibrated", "pact", "batch norm"]
 

@@ -19,6 +19,8 @@ from bitwright.train.fake_quants import FAKE_QUANTS, Quantizer
 from bitwright.train.observers import make_observer
 from bitwright.train.thresholds import METHODS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # --- a scale that is known -----------------------------------------------------------------------------------------
 
 
