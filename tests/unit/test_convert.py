@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +48,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TARGETS = ("generic", "onnxruntime", "bm1684x", "bm1684", "journey6")
 
 
-def without_biases(model: nn.Module, x: Tensor) -> Tensor:
-    """What the plan computes in simulation with biases left unrounded: all of it that training simulates."""
+def simulated(model: nn.Module, x: Tensor) -> Tensor:
+    """What the plan of the converted model computes in simulation, with the target's rounding."""
     found = decided(model)
-    values = {n: replace(e, qparams=None) if e.role == "bias" else e for n, e in found.plan.values.items()}
-    reads = quantized_reads(found.graph, replace(found.plan, values=values))
+    reads = quantized_reads(found.graph, found.plan)
     return Replay(found.graph).run({found.graph.info.inputs[0].name: x}, reads)[found.graph.info.outputs[0]]
 
 
@@ -86,10 +84,12 @@ def test_the_converted_model_computes_what_validation_shows(target: str, kind: s
     model = prepare(small(), pixels(2), of_kind(kind), target=target, batchnorm=batchnorm)  # type: ignore[arg-type]
     most, share = difference(trained(model, pixels(16)), pixels(32, seed=2))
 
-    torch.testing.assert_close(without_biases(model, pixels()), validated(model, pixels()))
-    # Biases of bm1684 have 16 bits, which training does not simulate.
+    unequal = ~torch.isclose(simulated(model, pixels()), validated(model, pixels()))
+    # With scales that are powers of two ties are frequent, and the order of float32 sums decides them.
+    assert unequal.float().mean() <= (0.1 if target == "bm1684" else 0.0)
+    # The file rounds half-even; bm1684 rounds ties up, which are frequent where all scales are powers of two.
     assert most <= (3 if target == "bm1684" else 1)
-    assert share <= (0.75 if target == "bm1684" else 0.05)
+    assert share <= (0.75 if target == "bm1684" else 0.01)
 
 
 @pytest.mark.parametrize("target", ["generic", "onnxruntime"])
@@ -98,10 +98,9 @@ def test_int4_weights_are_converted(kind: str, target: str) -> None:
     model = prepare(small(), pixels(2), of_kind(kind, weight="int4"), target=target)
     most, share = difference(trained(model, pixels(16)), pixels(32, seed=2))
 
-    torch.testing.assert_close(without_biases(model, pixels()), validated(model, pixels()))
-    # A bias is rounded to a step of the accumulator, which is 18 times as coarse as with int8 weights.
-    assert most <= 3
-    assert share <= 0.3
+    torch.testing.assert_close(simulated(model, pixels()), validated(model, pixels()))
+    assert most <= 1
+    assert share <= 0.02
 
 
 @pytest.mark.parametrize("target", ["generic", "onnxruntime", "journey6"])
@@ -139,9 +138,9 @@ def test_batch_normalisation_behind_grouped_transposed_convolutions_is_folded(ki
     x = torch.randn(8, 4, 3, 3)
     most, share = difference(trained(model, torch.randn(8, 4, 3, 3)), x)
 
-    torch.testing.assert_close(without_biases(model, x), validated(model, x))
-    assert most <= (3 if target == "bm1684" else 2)
-    assert share <= (0.75 if target == "bm1684" else 0.05)
+    torch.testing.assert_close(simulated(model, x), validated(model, x))
+    assert most <= (3 if target == "bm1684" else 1)
+    assert share <= (0.75 if target == "bm1684" else 0.01)
 
 
 class Structured(nn.Module):
@@ -216,9 +215,16 @@ def test_converting_leaves_the_model_and_its_mode_alone() -> None:
 
 def test_a_model_can_be_converted_after_calibration_alone_or_through_a_wrapper() -> None:
     model = calibrate(prepared(), pixels())
-    wrapped = torch.nn.DataParallel(model) if torch.cuda.is_available() else nn.Sequential(model)
+    wrapped = torch.optim.swa_utils.AveragedModel(model)
 
     assert torch.equal(convert(model)(pixels()), convert(wrapped)(pixels()))
+
+
+def test_a_network_of_which_only_a_part_is_prepared_is_not_converted_in_part() -> None:
+    whole = nn.Sequential(calibrate(prepared(), pixels()), nn.Softmax(-1))
+
+    with pytest.raises(ModelError, match="only 0 is prepared. Give the prepared part itself"):
+        convert(whole)
 
 
 def test_a_converted_model_has_no_parameters_and_can_be_copied() -> None:

@@ -292,7 +292,7 @@ def test_loading_from_a_float_model_is_an_error() -> None:
 def test_loading_into_another_network_is_an_error() -> None:
     other = prepare(nn.Sequential(nn.Linear(6, 3)), torch.randn(2, 6))
 
-    with pytest.raises(ModelError, match="no quantizer with the same name"):
+    with pytest.raises(ModelError, match="no quantized value with the same name"):
         load_observer_params(calibrate(prepared(), pixels()), other)
 
 

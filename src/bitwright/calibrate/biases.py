@@ -42,4 +42,7 @@ def bias_entry(
     peak = float(graph.constant(name).detach().abs().max()) if count else 0.0
     if spec.dtype.bits == 32 and peak / min(scale) >= spec.dtype.qmax:
         return replace(entry, qparams=None, why="does not fit into int32 at the accumulator's scale")
-    return replace(entry, qparams=QParams(spec, scale, (0,) * len(scale)))
+    steps = graph.constant(name).detach().flatten().abs().cpu() / torch.tensor(scale)
+    beyond = int((steps.round() > spec.dtype.qmax).sum())
+    why = f"{beyond} of {count} saturate in {spec.dtype.name}" if beyond else ""
+    return replace(entry, qparams=QParams(spec, scale, (0,) * len(scale)), why=why)

@@ -83,7 +83,7 @@ class Solver:
             if entry.qparams is None and name in self._infinite:
                 value = self.graph.value(name)
                 touching = [r.op for r in value.readers] + ([value.producer] if value.producer else [])
-                why = f"value {name} holds infinity (a mask); give masks as large finite numbers to quantize this"
+                why = f"value {name} holds infinity (a mask); to quantize this, give masks as numbers not much larger than the scores, such as -50"
                 refused.update({plan.ops[op].group: why for op in touching if _quantized(plan.ops[op])})
         return refused
 

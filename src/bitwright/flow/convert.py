@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from bitwright.calibrate.biases import bias_entry
-from bitwright.errors import DataError, PlanError
+from bitwright.errors import DataError, ModelError, PlanError
 from bitwright.exporters.onnx_float import save_model
 from bitwright.exporters.onnx_qdq import export_qdq
 from bitwright.flow.outputs import check_writable
-from bitwright.graph.graph import Graph
+from bitwright.graph.graph import Graph, GraphInput
 from bitwright.numerics.affine import THRESHOLD_FLOOR
 from bitwright.numerics.spec import QParams
 from bitwright.plan.plan import Plan, ValueEntry
@@ -49,8 +50,20 @@ def decided(model: nn.Module) -> Decided:
     """
     prepared = prepared_in(model)
     prepared.check_unchanged()
+    _check_float32(prepared)
     _check_calibrated(prepared)
     return _Decision(prepared).made()
+
+
+def _check_float32(prepared: PreparedModel) -> None:
+    wrong = [(n, p.dtype) for n, p in prepared.named_parameters() if p.dtype is not torch.float32]
+    if wrong:
+        raise ModelError(
+            wrong[0][0],
+            expected="float32 parameters, from which scales are exact",
+            found=str(wrong[0][1]),
+            remedy="Call model.float(); for faster training use torch.autocast instead of .half() or .bfloat16().",
+        )
 
 
 def _check_calibrated(prepared: PreparedModel) -> None:
@@ -86,6 +99,7 @@ class _Decision:
         for name, entry in plan.values.items():
             if entry.role == "bias":
                 values[name] = bias_entry(folded, self.facts.target, plan, values, name)
+        _warn_of_saturation(values)
         return Decided(folded, replace(plan, values=values))
 
     def _qparams(
@@ -114,13 +128,13 @@ class _Decision:
         quantizer = copy.deepcopy(self._quantizer(place)).cpu()
         q, factor = quantizer.qparams(), self._factor(name)
         quantizer.state = FakeQuantState.VALIDATION
-        if place.folded_by is None or factor is None:
+        if not place.folded_by or factor is None:
             rounded = quantizer.eval()(weight)
         else:
             rounded = over_channels(quantizer.eval()(times_channels(weight, *factor)), *factor)
         if self._is_read_only_quantized(name):
             weight.copy_(rounded)
-        if factor is None or place.folded_by is not None:
+        if factor is None or place.folded_by:
             return q
         least = THRESHOLD_FLOOR / q.spec.dtype.qmax
         each = factor[0].abs().double()
@@ -131,24 +145,39 @@ class _Decision:
     def _factor(self, weight: str) -> tuple[Tensor, int, int] | None:
         """What folding will multiply the channels of *weight* by, their axis, and groups; None if nothing is folded into it."""
         readers = self.graph.value(weight).readers
-        norm = next((n for r in readers for n in self._norms(r.op)), None)
-        if norm is None:
+        factors = [self._factor_of(norm) for norm in self._norms(readers[0].op)]
+        if not factors:
             return None
+        return torch.stack(factors).prod(0), *channels_of(self.graph, readers[0].op)
+
+    def _factor_of(self, norm: str) -> Tensor:
         inputs = self.graph.op_inputs(norm)
         gain, variance = (None if v is None else self.graph.constant(v) for v in (inputs[1], inputs[4]))
         assert variance is not None
-        factor = fold_factor(gain, variance, float(self.graph.op(norm).epsilon))  # type: ignore[arg-type]
-        return factor, *channels_of(self.graph, readers[0].op)
+        return fold_factor(gain, variance, float(self.graph.op(norm).epsilon))  # type: ignore[arg-type]
 
-    def _norms(self, op: str) -> Iterator[str]:
-        value = self.graph.op(op).outputs[0]
-        known = set(self.facts.plan.ops)
-        for reader in self.graph.value(value).readers:
-            if reader.op not in known and self.graph.op(reader.op).kind == "BatchNorm":
-                yield reader.op
+    def _norms(self, op: str) -> list[str]:
+        """The batch normalisations that are folded into *op*, in their order."""
+        found: list[str] = []
+        while True:
+            readers = self.graph.value(self.graph.op(op).outputs[0]).readers
+            following = [r.op for r in readers if r.op not in self.facts.plan.ops and self._is_norm(r.op)]
+            if len(following) != 1:
+                return found
+            op = following[0]
+            found.append(op)
+
+    def _is_norm(self, op: str) -> bool:
+        return self.graph.op(op).kind == "BatchNorm"
 
     def _is_read_only_quantized(self, name: str) -> bool:
         return all(is_quantized(self.facts.plan, r.op) for r in self.graph.value(name).readers)
+
+
+def _warn_of_saturation(values: Mapping[str, ValueEntry]) -> None:
+    found = [f"{name} ({e.why})" for name, e in values.items() if e.role == "bias" and e.qparams and e.why]
+    if found:
+        warnings.warn(f"biases do not fit into the chip's format: {'; '.join(found[:4])}", stacklevel=4)
 
 
 # --- the int8 module -------------------------------------------------------------------------------------------
@@ -160,12 +189,13 @@ class QuantizedModel(nn.Module):
     *plan*: every scale and zero point. *model*: the file's contents. `save` writes it. It has no parameters and no gradient.
     """
 
-    def __init__(self, graph: Graph, plan: Plan, model: onnx.ModelProto) -> None:
+    def __init__(
+        self, plan: Plan, model: onnx.ModelProto, inputs: Sequence[GraphInput], outputs: Any
+    ) -> None:
+        """*outputs*: where the model's outputs stand in the structure that the float model returns."""
         super().__init__()
         self.plan, self.model = plan, model
-        self._inputs = graph.info.inputs
-        self._outputs = graph.info.outputs
-        self._structure = graph.graph.output_node().args[0]
+        self._inputs, self._structure = tuple(inputs), outputs
         self._session = Session(model)
         self.eval()
 
@@ -173,8 +203,7 @@ class QuantizedModel(nn.Module):
         feeds = self._feeds(args, kwargs)
         device = next(iter(feeds.values())).device
         found = self._session.run({name: x.detach().cpu() for name, x in feeds.items()})
-        tensors = iter([torch.from_numpy(found[name]).to(device) for name in self._outputs])
-        return _filled(self._structure, tensors)
+        return _filled(self._structure, {name: torch.from_numpy(y).to(device) for name, y in found.items()})
 
     def _feeds(self, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         names = [i.name for i in self._inputs]
@@ -208,20 +237,38 @@ class QuantizedModel(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModel:
         return self  # nothing in it ever changes
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An engine's session cannot be pickled; the model it runs can.
+        return QuantizedModel, (self.plan, self.model, self._inputs, self._structure)
+
     def extra_repr(self) -> str:
-        return f"inputs={[i.name for i in self._inputs]}, outputs={list(self._outputs)}"
+        return f"inputs={[i.name for i in self._inputs]}, outputs={list(self._session.outputs)}"
 
 
-def _filled(structure: Any, tensors: Iterator[Tensor]) -> Any:
-    """*structure*, of plain dictionaries, lists and tuples, with a tensor in the place of each node."""
-    if isinstance(structure, fx.Node):
-        return next(tensors)
+@dataclass(frozen=True)
+class _Output:
+    """Where an output of the model stands in what is returned."""
+
+    name: str
+
+
+def _named(structure: Any, names: Iterator[str]) -> Any:
+    """*structure*, of plain dictionaries, lists and tuples, with an output in the place of each node."""
+    return _mapped(structure, lambda leaf: _Output(next(names)) if isinstance(leaf, fx.Node) else leaf)
+
+
+def _filled(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """*structure* with a tensor in the place of each output."""
+    return _mapped(structure, lambda leaf: tensors[leaf.name] if isinstance(leaf, _Output) else leaf)
+
+
+def _mapped(structure: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(structure, dict):
-        return {key: _filled(part, tensors) for key, part in structure.items()}
+        return {key: _mapped(part, change) for key, part in structure.items()}
     if isinstance(structure, (list, tuple)):
-        parts = [_filled(part, tensors) for part in structure]
+        parts = [_mapped(part, change) for part in structure]
         return parts if isinstance(structure, list) else tuple(parts)
-    return structure
+    return change(structure)
 
 
 def convert(model: nn.Module) -> QuantizedModel:
@@ -230,7 +277,9 @@ def convert(model: nn.Module) -> QuantizedModel:
     *raises* `PlanError` for observers that never ran, `ModelError` for operators without an ONNX form.
     """
     found = decided(model)
-    return QuantizedModel(found.graph, found.plan, export_qdq(found.graph, found.plan))
+    info = found.graph.info
+    outputs = _named(found.graph.graph.output_node().args[0], iter(info.outputs))
+    return QuantizedModel(found.plan, export_qdq(found.graph, found.plan), info.inputs, outputs)
 
 
 @dataclass(frozen=True)

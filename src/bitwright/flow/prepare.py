@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bitwright.errors import ModelError, PlanError, UnknownName
+from bitwright.errors import ModelError
 from bitwright.flow.bench import read_model
+from bitwright.flow.wishes import Choice, attributes_of, choose, granted, report_of
 from bitwright.graph.graph import Graph
 from bitwright.graph.replay import Replay
 from bitwright.importers.torch_export import bind_example
 from bitwright.plan.assign import assign
 from bitwright.plan.plan import Plan
 from bitwright.plan.qconfig import (
-    ModuleNameQconfigSetter,
-    QConfig,
     QconfigSetter,
-    SensitiveOpsQconfigSetter,
-    Unset,
     as_setters,
-    is_inside,
 )
 from bitwright.plan.setters import default_qat_qconfig_setter
 from bitwright.plan.target import Precision, Target, load_target
 from bitwright.rewrite.decompose_attention import decompose_attention
 from bitwright.rewrite.fold_batchnorm import fold_batchnorm
-from bitwright.table import Column, Table
 from bitwright.train.batchnorm import BatchNormMode, check_mode, freeze_batchnorm
 from bitwright.train.insert import Wishes, insert_quantizers
 from bitwright.train.prepared import PreparedModel
@@ -59,22 +54,23 @@ def prepare(
     """
     chip = target if isinstance(target, Target) else load_target(target)
     check_mode(batchnorm)
-    wished = _attributes(model)
+    wished = attributes_of(model)
     _warn_of_lost_dropout(model)
     setters = as_setters(qconfig_setter) or (() if wished else (default_qat_qconfig_setter,))
+    if isinstance(model, nn.Module):
+        _check_parameters(model)
     captured = _captured(model, example_inputs)
     graph = decompose_attention(captured)
     if batchnorm == "folded":
         graph = fold_batchnorm(graph)
     folded = fold_batchnorm(graph).eval()
-    example = _example(model, graph, example_inputs)
-    choices = _choices(folded, wished, setters)
-    _check_names(folded, setters)
+    example = _few(_example(model, graph, example_inputs), graph)
+    choices = choose(folded, wished, setters)
     infinite = _infinite_values(folded, example)
     plan = _plan(folded, chip, choices, infinite)
-    wishes = Wishes({name: c.qconfig for name, c in choices.items()}, _report(folded, plan, choices))
+    wishes = Wishes(granted(plan, choices), report_of(folded, plan, choices))
     prepared = insert_quantizers(graph, folded, plan, chip, wishes, example)
-    prepared.train(model.training if isinstance(model, nn.Module) else False)
+    _take_modes(prepared, model)
     if batchnorm == "frozen":
         freeze_batchnorm(prepared)
     _warn_of_refusals(plan, choices)
@@ -83,20 +79,37 @@ def prepare(
     return prepared
 
 
-def _attributes(model: object) -> dict[str, QConfig | None]:
-    """Module path -> its `qconfig` attribute, where it has one. *raises* `PlanError` for one of another kind."""
-    if not isinstance(model, nn.Module):
-        return {}
-    found = {path: vars(m)["qconfig"] for path, m in model.named_modules() if "qconfig" in vars(m)}
-    for path, qconfig in found.items():
-        if not isinstance(qconfig, (QConfig, type(None))):
-            raise PlanError(
-                f"{path or type(model).__name__}.qconfig",
-                expected="a bitwright QConfig (get_default_qconfig(...)), or None for float",
-                found=f"{type(qconfig).__module__}.{type(qconfig).__name__}",
-                remedy="Set one made by bitwright.get_default_qconfig.",
+def _check_parameters(model: nn.Module) -> None:
+    """*raises* `ModelError` for parameters that are not float32, and for weights that are computed at every call."""
+    wrong = [(n, p.dtype) for n, p in model.named_parameters() if p.dtype is not torch.float32]
+    if wrong:
+        raise ModelError(
+            wrong[0][0],
+            expected="float32 parameters",
+            found=str(wrong[0][1]),
+            remedy="Call model.float(); for faster training use torch.autocast.",
+        )
+    for path, module in model.named_modules():
+        hooks = [type(h).__name__ for h in module._forward_pre_hooks.values()]
+        if hasattr(module, "parametrizations") or {"WeightNorm", "SpectralNorm"} & set(hooks):
+            raise ModelError(
+                path or type(model).__name__,
+                expected="weights that are parameters: their codes are what the chip holds",
+                found="a parametrization (weight norm, spectral norm, …), which computes the weight at every call",
+                remedy="Remove it first: torch.nn.utils.parametrize.remove_parametrizations(module, 'weight').",
             )
-    return found
+
+
+def _take_modes(prepared: PreparedModel, model: object) -> None:
+    """Every operator is in the mode (train or eval) of the author's module that it stands in."""
+    if not isinstance(model, nn.Module) or isinstance(model, Graph):
+        prepared.eval()
+        return
+    modes = {path: m.training for path, m in model.named_modules(remove_duplicate=False)}
+    for path, module in prepared.named_modules():
+        parts = path.split(".")
+        known = (".".join(parts[:i]) for i in range(len(parts), -1, -1))
+        module.training = next(modes[name] for name in known if name in modes)
 
 
 def _captured(model: nn.Module | Graph | str | Path, example_inputs: Any) -> Graph:
@@ -154,63 +167,9 @@ def _example(model: object, graph: Graph, example_inputs: Any) -> dict[str, Tens
     return {i.name: torch.zeros([d or 1 for d in i.shape], dtype=i.dtype) for i in graph.info.inputs}
 
 
-# --- who gets what ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """The wish for one operator, and who made it."""
-
-    qconfig: QConfig | None
-    rule: str
-
-
-def _choices(
-    folded: Graph, wished: Mapping[str, QConfig | None], setters: Sequence[QconfigSetter]
-) -> dict[str, _Choice]:
-    return {op.name: _choice(op.name, op.kind, wished, setters) for op in folded.ops}
-
-
-def _choice(
-    name: str, kind: str, wished: Mapping[str, QConfig | None], setters: Sequence[QconfigSetter]
-) -> _Choice:
-    around = [path for path in wished if is_inside(name, path)]
-    if around:
-        path = max(around, key=len)
-        return _Choice(wished[path], f"{path or 'model'}.qconfig")
-    for setter in setters:
-        answer = setter(name, kind)
-        if not isinstance(answer, Unset):
-            return _Choice(answer, str(setter))
-    return _Choice(None, "no setter and no qconfig attribute")
-
-
-def _check_names(folded: Graph, setters: Sequence[QconfigSetter]) -> None:
-    """*raises* `UnknownName` if a name of a setter matches no operator: such a wish would have no effect."""
-    norms = {pair.batchnorm: pair.conv for pair in folded.info.folded}
-    for setter in setters:
-        if isinstance(setter, SensitiveOpsQconfigSetter):
-            _check_listed(setter, folded.op_names)
-        if not isinstance(setter, ModuleNameQconfigSetter):
-            continue
-        for name in setter.unmatched(folded.op_names):
-            if name in norms:
-                raise PlanError(
-                    f"ModuleNameQconfigSetter, {name!r}",
-                    expected="an operator with quantized values of its own",
-                    found=f"a batch normalisation that the chip computes as part of {norms[name]!r}",
-                    remedy=f"Name {norms[name]!r} instead.",
-                )
-            modules = {
-                ".".join(n.split(".")[: i + 1]) for n in folded.op_names for i in range(n.count(".") + 1)
-            }
-            raise UnknownName("ModuleNameQconfigSetter", kind="operator or module", name=name, known=modules)
-
-
-def _check_listed(setter: SensitiveOpsQconfigSetter, known: Sequence[str]) -> None:
-    strange = sorted(setter.names - set(known))
-    if strange:
-        raise UnknownName(f"sensitivity table of {setter}", kind="operator", name=strange[0], known=known)
+def _few(example: dict[str, Tensor], graph: Graph) -> dict[str, Tensor]:
+    """Two samples of *example* where the batch may be any: it stays in the model."""
+    return {n: x[:2].clone() for n, x in example.items()} if graph.info.dynamic_batch else example
 
 
 def _infinite_values(folded: Graph, example: Mapping[str, Tensor]) -> set[str]:
@@ -232,7 +191,7 @@ def _is_infinite(x: Tensor) -> bool:
     return bool(x.is_floating_point() and x.isinf().any())
 
 
-def _plan(folded: Graph, target: Target, choices: Mapping[str, _Choice], infinite: set[str]) -> Plan:
+def _plan(folded: Graph, target: Target, choices: Mapping[str, Choice], infinite: set[str]) -> Plan:
     asked: dict[str, Precision] = {
         name: "float" if c.qconfig is None else c.qconfig.precision for name, c in choices.items()
     }
@@ -241,7 +200,7 @@ def _plan(folded: Graph, target: Target, choices: Mapping[str, _Choice], infinit
     for name in infinite & plan.values.keys():
         value = folded.value(name)
         ops = [r.op for r in value.readers] + ([value.producer] if value.producer else [])
-        why = f"value {name} holds infinity (a mask); give masks as large finite numbers to quantize this"
+        why = f"value {name} holds infinity (a mask); to quantize this, give masks as numbers not much larger than the scores, such as -50"
         touching.update({plan.ops[op].group: why for op in ops if plan.ops[op].precision != "float"})
     for group, why in touching.items():
         plan = plan.with_precision([group], "float", why)
@@ -262,7 +221,7 @@ def _with_reasons(plan: Plan, asked: Mapping[str, Precision]) -> Plan:
     return replace(plan, ops=ops)
 
 
-def _warn_of_refusals(plan: Plan, choices: Mapping[str, _Choice]) -> None:
+def _warn_of_refusals(plan: Plan, choices: Mapping[str, Choice]) -> None:
     refused = {
         name: entry.why
         for name, entry in plan.ops.items()
@@ -278,46 +237,3 @@ def _warn_of_refusals(plan: Plan, choices: Mapping[str, _Choice]) -> None:
             f"{'; …' if len(refused) > 3 else ''}); see model.report",
             stacklevel=3,
         )
-
-
-# --- the report ------------------------------------------------------------------------------------------------
-
-_COLUMNS = (
-    Column("name", "operator"),
-    Column("kind", "kind"),
-    Column("asked", "asked"),
-    Column("precision", "got"),
-    Column("activation", "activation"),
-    Column("weight", "weight"),
-    Column("rule", "rule"),
-    Column("why", "reason"),
-)
-
-
-def _report(folded: Graph, plan: Plan, choices: Mapping[str, _Choice]) -> Table:
-    weighted = {
-        r.op for v in folded.values.values() if v.is_constant for r in v.readers if r.role == "weight"
-    }
-    rows = []
-    for name, entry in plan.ops.items():
-        choice = choices[name]
-        c = choice.qconfig
-        quantized = c is not None and entry.precision != "float"
-        rows.append(
-            {
-                "name": name,
-                "kind": entry.kind,
-                "asked": "float" if c is None else c.precision,
-                "precision": entry.precision,
-                "activation": _described(c.activation) if quantized and c is not None else None,
-                "weight": _described(c.weight) if quantized and c is not None and name in weighted else None,
-                "rule": choice.rule,
-                "why": entry.why,
-            }
-        )
-    return Table("What each operator got", _COLUMNS, tuple(rows))
-
-
-def _described(config: Any) -> str:
-    options = ", ".join(f"{k}={v}" for k, v in config.options.items())
-    return f"{config.fake_quant}, {config.observer}" + (f" ({options})" if options else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
@@ -22,6 +22,7 @@ class QuantizerRecipe(_Strict):
     fake_quant: str = "fake_quant"
     observer: str = "min_max"
     dtype: Literal["int4", "int8", "int16"] = "int8"
+    power_of_two: bool = False
     group_size: PositiveInt | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
@@ -48,7 +49,7 @@ class OptimizerRecipe(_Strict):
 
     name: Literal["sgd", "adamw"] = "sgd"
     rate: PositiveFloat = 1e-3
-    decays: tuple[float, ...] = (0.6, 0.85)
+    decays: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.6, 0.85)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=4e-5, ge=0)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitwright.errors import DataError, ModelError, NumericsError
+from bitwright.errors import BitwrightError, DataError, ModelError, NumericsError
 from bitwright.files import write_bytes, write_text
 from bitwright.flow.bench import usable_device
 from bitwright.flow.convert import convert, export
@@ -132,7 +132,7 @@ class _Job:
         def config(part: QuantizerRecipe, constant: float) -> FakeQuantConfig:
             options = {"averaging_constant": constant, **part.options}
             return FakeQuantConfig(
-                part.fake_quant, part.observer, part.dtype, group_size=part.group_size, options=options
+                part.fake_quant, part.observer, part.dtype, part.power_of_two, part.group_size, options
             )
 
         qconfig = QConfig(config(activation, 0.01), config(weight, 1.0))
@@ -156,9 +156,14 @@ class _Job:
     def _calibrated(self) -> PreparedModel:
         r = self.recipe
         observing = QuantizerRecipe(
-            observer=r.calibration.observer, dtype=r.activation.dtype, options=r.calibration.options
+            observer=r.calibration.observer,
+            dtype=r.activation.dtype,
+            power_of_two=r.activation.power_of_two,
+            options=r.calibration.options,
         )
-        weight = QuantizerRecipe(dtype=r.weight.dtype, group_size=r.weight.group_size)
+        weight = r.weight.model_copy(
+            update={"fake_quant": "fake_quant", "observer": "min_max", "options": {}}
+        )
         model = self._prepared(self._setter(observing, weight)).eval()
         set_fake_quantize(model, FakeQuantState.CALIBRATION)
         source = self._source(r.data.calibration or r.data.train)
@@ -176,7 +181,7 @@ class _Job:
 
     def _train(self, model: PreparedModel, result: Trained) -> None:
         """Leaves *model* with the parameters of its best epoch, in state VALIDATION."""
-        steps = self.train_data.length()
+        steps = self.train_data.length(training=True)
         if steps is None:
             raise DataError(
                 self.recipe.data.train,
@@ -229,12 +234,11 @@ class _Job:
         total, count = 0.0, 0
         for batch in self.train_data.batches(seed=self.recipe.seed + epoch):
             optimizer.zero_grad()
-            with self._autocast():
-                loss = self.loss(_call(model, batch, self.device), batch.labels.to(self.device))
+            loss = self._loss_of(model, batch, f"training, epoch {epoch + 1}, step {count + 1}")
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise self._diverged(epoch, count, value)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             total, count = total + value, count + 1
@@ -244,6 +248,29 @@ class _Job:
                 "data.train", expected="at least one batch", found="none", remedy="Check the recipe."
             )
         return total / count
+
+    def _loss_of(self, model: nn.Module, batch: Batch, where: str) -> Tensor:
+        """The loss of one batch, a scalar. *raises* `ModelError` for whatever the user's code raises."""
+        try:
+            with self._autocast():
+                loss = self.loss(_call(model, batch, self.device), batch.labels.to(self.device))
+        except BitwrightError:
+            raise
+        except Exception as e:  # the model, the loss and the data are the user's
+            raise ModelError(
+                where,
+                expected="a model and a loss that take this batch",
+                found=f"{type(e).__name__}: {' '.join(str(e).split())[:200]}",
+                remedy="Check the shapes of inputs and labels, and the loss.",
+            ) from e
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise ModelError(
+                where,
+                expected="a loss that is one number",
+                found=f"{type(loss).__name__} {list(getattr(loss, 'shape', []))}",
+                remedy="Return the mean over the batch.",
+            )
+        return loss.reshape(())
 
     def _autocast(self) -> Any:
         if self.recipe.amp == "none":
@@ -262,7 +289,7 @@ class _Job:
     # --- checkpoints -----------------------------------------------------------------------------------------
 
     def _digest(self) -> str:
-        """What a checkpoint depends on: the recipe (but not how long it runs), and the code that it names."""
+        """What a checkpoint depends on: the recipe, and the code of the model and the training data."""
         parts = [self.recipe.model_dump_json(exclude={"device"})]
         parts += [source_text(s) for s in (self.recipe.model, self.recipe.data.train) if ".py:" in s]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()

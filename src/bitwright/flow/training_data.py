@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from bitwright.errors import DataError
 from bitwright.flow.model_source import import_object
@@ -29,25 +29,37 @@ class Source:
     def __init__(self, where: str, data: Any, batch_size: int) -> None:
         self._where, self._data, self._batch_size = where, data, batch_size
 
-    def length(self) -> int | None:
-        """How many batches there are, None if unknown."""
-        if isinstance(self._data, Dataset) and isinstance(self._data, Sized):
-            return -(-len(self._data) // self._batch_size)
+    def length(self, *, training: bool = False) -> int | None:
+        """How many batches there are (in a shuffled pass if *training*), None if unknown."""
+        if self._is_indexed:
+            count = len(self._data)
+            return -(-count // self._batch_size) - (self._leaves_one(count) if training else 0)
         try:
             return len(self._data)
         except TypeError:
             return None
 
+    @property
+    def _is_indexed(self) -> bool:
+        is_dataset = isinstance(self._data, Dataset) and not isinstance(self._data, IterableDataset)
+        return is_dataset and isinstance(self._data, Sized)
+
+    def _leaves_one(self, count: int) -> bool:
+        """Whether the last batch holds one sample, of which batch normalisation can make no statistics."""
+        return count > self._batch_size > 1 and count % self._batch_size == 1
+
     def batches(self, *, seed: int | None = None) -> Iterator[Batch]:
-        """One pass. *seed*: shuffle a Dataset by it; None keeps its order. A loader keeps its own. *raises* `DataError`."""
+        """One pass. *seed*: shuffle a Dataset by it (a last batch of one sample is left out); None keeps its order. A loader keeps its own. *raises* `DataError`."""
         for item in self._iterable(seed):
             yield self._batch(item)
 
     def _iterable(self, seed: int | None) -> Any:
-        if not isinstance(self._data, Dataset):
-            return self._data
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return DataLoader(self._data, self._batch_size, shuffle=seed is not None, generator=generator)
+        if not self._is_indexed:
+            return DataLoader(self._data, self._batch_size) if isinstance(self._data, Dataset) else self._data
+        if seed is None:
+            return DataLoader(self._data, self._batch_size)
+        generator, drops = torch.Generator().manual_seed(seed), self._leaves_one(len(self._data))
+        return DataLoader(self._data, self._batch_size, shuffle=True, generator=generator, drop_last=drops)
 
     def _batch(self, item: Any) -> Batch:
         if not isinstance(item, (tuple, list)) or len(item) < 2 or not isinstance(item[-1], Tensor):

@@ -16,6 +16,9 @@ from bitwright.numerics.spec import QParams, QuantSpec
 Limit = Any
 Limits = tuple[Limit, Limit]
 
+#: More than 0, and no part of a step.
+_NOTHING = 1e-30
+
 #: Thresholds below this are raised to it, so that a constant-zero value still has a scale.
 THRESHOLD_FLOOR = 1e-5
 
@@ -95,7 +98,8 @@ def fake_quantized(
     if rectified:
         lo = lo.clamp(min=0) if isinstance(lo, Tensor) else max(lo, 0)
     exact = x / scale
-    held = exact.clamp(lo if rectified else lo - margin, hi + margin)
+    # A ReLU lets no gradient through at 0: what is held above nothing differs there.
+    held = exact.clamp(lo + _NOTHING if rectified else lo - margin, hi + margin)
     return round_(held.clone(), rounding).clamp_(lo, hi).mul_(scale), exact, held
 
 

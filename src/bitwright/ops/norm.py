@@ -72,7 +72,9 @@ class BatchNorm(Op):
         learning = self.training and not self.frozen
         momentum = self._count_batch() if learning else 0.0
         if learning and self.synchronised and dist.is_available() and dist.is_initialized():
-            return self._synchronised(x, weight, bias, (mean.detach(), var.detach()), momentum)
+            with torch.autocast(x.device.type, enabled=False):
+                y = self._synchronised(x.float(), weight, bias, (mean.detach(), var.detach()), momentum)
+            return y.to(x.dtype)
         # detach: the statistics are updated in place, also where they came as constants of an ONNX file.
         return F.batch_norm(x, mean.detach(), var.detach(), weight, bias, learning, momentum, self.epsilon)
 

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from bitwright.errors import PlanError
 from bitwright.plan.target import Precision
 
+#: Observers whose options are true of one value only.
+_OF_ONE_VALUE = ("fixed_scale", "clip")
 #: Spellings of integer formats; the field writes both.
 _WIDTHS = {f"{prefix}int{bits}": bits for prefix in ("", "q") for bits in (4, 8, 16)}
 
@@ -44,10 +46,24 @@ class FakeQuantConfig:
 
 @dataclass(frozen=True)
 class QConfig:
-    """A wish for one operator: for its output (*activation*) and its weights."""
+    """A wish for one operator: for its output (*activation*) and its weights.
+
+    *input*: for what it reads from where nothing is quantized (graph inputs, float operators); None: as the output, but with
+    plain min_max where the output's range is one that the user knows.
+    """
 
     activation: FakeQuantConfig = FakeQuantConfig()
     weight: FakeQuantConfig = FakeQuantConfig(options={"averaging_constant": 1.0})
+    input: FakeQuantConfig | None = None
+
+    @property
+    def of_inputs(self) -> FakeQuantConfig:
+        """How what is read from float operators is fake-quantized."""
+        if self.input is not None:
+            return self.input
+        if self.activation.observer not in _OF_ONE_VALUE:
+            return self.activation
+        return FakeQuantConfig(dtype=self.activation.dtype, power_of_two=self.activation.power_of_two)
 
     @property
     def precision(self) -> Precision:
@@ -80,6 +96,13 @@ def get_default_qconfig(
     The `…_qkwargs` hold `dtype`, `power_of_two`, `group_size` (weights), and options of the observer (`averaging_constant`, `percentile`, …).
     Weights follow their tensor at once (averaging constant 1) unless told otherwise.
     """
+    if "group_size" in (activation_qkwargs or {}):
+        raise PlanError(
+            "activation_qkwargs",
+            expected="group_size for weights only",
+            found="one for activations",
+            remedy="Move it to weight_qkwargs.",
+        )
     return QConfig(
         _config(activation_fake_quant, activation_observer, activation_qkwargs or {}),
         _config(weight_fake_quant, weight_observer, {"averaging_constant": 1.0, **(weight_qkwargs or {})}),
@@ -137,6 +160,10 @@ class ModuleNameQconfigSetter:
         fitting = [key for key in self.qconfigs if is_inside(name, key)]
         return self.qconfigs[max(fitting, key=len)] if fitting else UNSET
 
+    def closeness(self, name: str) -> int:
+        """How closely this setter names operator *name*: the length of what fits."""
+        return max((1 + len(key) for key in self.qconfigs if is_inside(name, key)), default=0)
+
     def unmatched(self, names: Iterable[str]) -> list[str]:
         """The names of this setter that fit none of the operators *names*."""
         known = list(names)
@@ -163,15 +190,20 @@ class SensitiveOpsQconfigSetter:
     def __call__(self, name: str, kind: str) -> QConfig:
         return self.high if name in self.names else self.low
 
+    def closeness(self, name: str) -> int:
+        """How closely this setter names operator *name*: the length of what fits."""
+        return 1 + len(name) if name in self.names else 0
+
     def __str__(self) -> str:
         return self.title
 
 
 def with_dtype(qconfig: QConfig, *, activation: str = "int8", weight: str = "int8") -> QConfig:
     """*qconfig* with other widths."""
-    return QConfig(
-        replace(qconfig.activation, dtype=activation),
-        replace(qconfig.weight, dtype=weight),
+    return replace(
+        qconfig,
+        activation=replace(qconfig.activation, dtype=activation),
+        weight=replace(qconfig.weight, dtype=weight),
     )
 
 

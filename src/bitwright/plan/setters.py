@@ -87,6 +87,8 @@ def sensitive_names(table: Any, *, topk: int | None = None, ratio: float | None 
     chosen: dict[str, None] = {}
     for one in tables:
         names = list(dict.fromkeys(_names(one)))
+        if not names:
+            raise _unreadable("an empty one")
         chosen.update(dict.fromkeys(names[: _count(len(names), topk, ratio)]))
     return list(chosen)
 

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from bitwright.errors import NumericsError
 
+#: histc counts in float32, which is exact up to here.
+_EXACT = 1 << 24
+
 
 class Bins(nn.Module):
     """Counts over [-limit, limit] in 2 · *bins* equal bins for each of so many *groups*; the limit doubles when it must."""
@@ -26,9 +29,9 @@ class Bins(nn.Module):
         groups, total = self.counts.shape
         if groups == 1:  # three times as fast
             reach = float(self.limit)
-            self.counts += (
-                torch.histc(x.float(), total, -reach, reach) if reach else _all_in_the_middle(x, total)
-            )
+            for part in torch.split(x.float().reshape(-1), _EXACT):
+                counts = torch.histc(part, total, -reach, reach) if reach else _in_the_middle(part, total)
+                self.counts += counts
             return
         place = (x / self.limit.clamp(min=torch.finfo(torch.float32).tiny)[:, None] + 1.0) * self.bins
         place = place.floor_().clamp_(0, total - 1).long()
@@ -92,7 +95,7 @@ def check_bins(bins: int) -> int:
     return bins
 
 
-def _all_in_the_middle(x: Tensor, bins: int) -> Tensor:
+def _in_the_middle(x: Tensor, bins: int) -> Tensor:
     """The counts of zeros."""
     counts = x.new_zeros(bins)
     counts[bins // 2] = x.numel()

@@ -18,6 +18,8 @@ from bitwright.train.observers.fixed_scale import FixedScale
 from bitwright.train.prepared import PreparedModel, prepared_in
 from bitwright.train.states import FakeQuantState
 
+#: Real units; more is usually a mask, or a value that should be scaled in the float model.
+LARGE_RANGE = 1000.0
 #: The constant that activations have unless told otherwise; others are worth a look.
 USUAL_CONSTANT = 0.01
 
@@ -199,6 +201,9 @@ def _odd(prepared: PreparedModel, graph: Graph) -> Table:
             remark(title, f"Fixed scale {float(quantizer.observer.fixed.max()):.3g}")
         elif not quantizer.is_weight and quantizer.observer.averaging_constant != USUAL_CONSTANT:
             remark(title, f"averaging_constant {quantizer.observer.averaging_constant:g}")
+        reach = float(torch.maximum(-quantizer.observer.lo, quantizer.observer.hi).max())
+        if not quantizer.is_weight and quantizer.has_range and reach > LARGE_RANGE:
+            remark(title, f"total data range, up to {reach:.3g}, may be too large for quantization (a mask?)")
     for name in graph.info.outputs:
         producer = graph.value(name).producer
         if producer is not None and _passed_on(prepared, name) is None:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from bitwright.errors import ModelError, PlanError, UnknownName
 from bitwright.table import Column, Table
 from bitwright.train.fake_quants import Quantizer
+from bitwright.train.observers.fixed_scale import FixedScale
 from bitwright.train.observers.histogram import Histogram
-from bitwright.train.prepared import PreparedModel, quantizers_of
+from bitwright.train.prepared import Place, PreparedModel, quantizers_of
 from bitwright.train.states import FakeQuantState, ModeNotice
 
 
@@ -44,6 +45,8 @@ def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
         notice.give(state)
 
 
+#: Path of a quantizer, and the quantizer.
+_Named = tuple[str, Quantizer]
 _COLUMNS = (
     Column("name", "quantizer"),
     Column("result", "result"),
@@ -54,14 +57,14 @@ _COLUMNS = (
 
 
 def load_observer_params(calibration_model: nn.Module, qat_model: nn.Module, verbose: bool = False) -> Table:
-    """Copy ranges and scales from *calibration_model* to the quantizers of the same name in *qat_model*.
+    """Copy ranges and scales from *calibration_model* to the quantizers of the same values in *qat_model*.
 
     Where formats differ (int8 calibrated, int16 trained) the scale is computed from the range. *returns*: what became of
     every quantizer (`loaded`, `rescaled`, `not calibrated`, `only in …`). Warns if some got nothing.
     *raises* `ModelError` if nothing matched, `PlanError` if *calibration_model* was never calibrated.
     """
-    source, target = dict(quantizers_of(calibration_model)), dict(quantizers_of(qat_model))
-    if not any(q.has_range for q in source.values()):
+    source, target = _by_value(calibration_model), _by_value(qat_model)
+    if not any(q.has_range for _, q in source.values()):
         raise PlanError(
             "load_observer_params",
             expected="a calibrated model",
@@ -72,18 +75,21 @@ def load_observer_params(calibration_model: nn.Module, qat_model: nn.Module, ver
         raise ModelError(
             "load_observer_params",
             expected="two models prepared from the same network",
-            found="no quantizer with the same name",
+            found="no quantized value with the same name",
             remedy="Prepare the same float model twice.",
         )
-    rows = [
-        _row(name, _load(source.get(name), target.get(name)), target.get(name))
-        for name in {**source, **target}
-    ]
+    rows = [_loaded(source.get(value), target.get(value)) for value in {**source, **target}]
     table = Table("Ranges that were loaded", _COLUMNS, tuple(rows))
     _warn_of_misses(rows)
     if verbose:
         print(table)
     return table
+
+
+def _loaded(source: _Named | None, target: _Named | None) -> Mapping[str, Any]:
+    name = (target or source or ("",))[0]
+    result = _load(None if source is None else source[1], None if target is None else target[1])
+    return _row(name, result, None if target is None else target[1])
 
 
 @torch.no_grad()
@@ -94,6 +100,10 @@ def _load(source: Quantizer | None, target: Quantizer | None) -> str:
         return "not calibrated"
     if source.groups != target.groups:
         return "another granularity"
+    if isinstance(target.observer, FixedScale):
+        return "kept its fixed scale"
+    if source.is_weight and source.is_folded != target.is_folded:
+        return "taken anew: batch normalisation is folded in one of the models"
     target.observer.set_range(source.observer.lo, source.observer.hi)
     target.observer.count_as(source.observer)
     same = source.spec == target.spec
@@ -127,8 +137,31 @@ def _row(name: str, result: str, target: Quantizer | None) -> Mapping[str, Any]:
     }
 
 
+#: Results that leave a quantizer with what it needs.
+_NO_MISS = ("kept its fixed scale", "taken anew: batch normalisation is folded in one of the models")
+
+
+def _by_value(model: nn.Module) -> dict[str, _Named]:
+    """Path and quantizer by the value that is quantized: the path may differ with the way batch normalisation is treated.
+
+    The path of the prepared model itself counts only where there are several: one may be wrapped, the other not.
+    """
+    models = [(path, m) for path, m in model.named_modules() if isinstance(m, PreparedModel)]
+    return {
+        f"{path}.{place.value}" if len(models) > 1 else place.value: (place.path, _quantizer(module, place))
+        for path, module in models
+        for place in module.facts.places
+    }
+
+
+def _quantizer(module: PreparedModel, place: Place) -> Quantizer:
+    found = module.get_submodule(place.path)
+    assert isinstance(found, Quantizer)
+    return found
+
+
 def _warn_of_misses(rows: list[Mapping[str, Any]]) -> None:
-    missed = [r["name"] for r in rows if r["result"] not in ("loaded", "rescaled")]
+    missed = [r["name"] for r in rows if r["result"] not in ("loaded", "rescaled", *_NO_MISS)]
     if missed:
         more = ", …" if len(missed) > 4 else ""
         warnings.warn(
@@ -157,6 +190,7 @@ def reset_scale(
     for quantizer in found:
         if quantizer.has_range:
             assert isinstance(quantizer.observer, Histogram)
+            quantizer.observer.method, quantizer.observer.percentile = method, percentile
             quantizer.observer.set_range(*quantizer.observer.range_by(method, percentile))
             scale, zero = quantizer.range_scales()
             quantizer.zero_point.copy_(zero)

@@ -12,7 +12,8 @@ from bitwright.graph.graph import OUTPUT, Graph, Value
 from bitwright.graph.op import Role
 from bitwright.graph.structure import graph_of, records_of
 from bitwright.numerics.spec import QuantSpec
-from bitwright.ops.conv import ConvTranspose
+from bitwright.ops.conv import Conv, ConvTranspose
+from bitwright.ops.linear import Gemm, Linear
 from bitwright.ops.norm import BatchNorm
 from bitwright.plan.plan import Plan, ValueEntry
 from bitwright.plan.qconfig import FakeQuantConfig, QConfig
@@ -20,6 +21,7 @@ from bitwright.plan.reads import is_made_quantized, is_quantized, read_edges
 from bitwright.plan.target import Precision, Target
 from bitwright.table import Table
 from bitwright.train.batchnorm import fold_factor, over_channels, times_channels
+from bitwright.train.biases import BiasRounding
 from bitwright.train.fake_quants import FAKE_QUANTS, QUANTIZER_NAMES, Quantizer
 from bitwright.train.observers import make_observer
 from bitwright.train.prepared import Facts, Place, PreparedModel
@@ -27,9 +29,9 @@ from bitwright.train.prepared import Facts, Place, PreparedModel
 
 @dataclass(frozen=True)
 class Wishes:
-    """What was asked for. *configs*: operator of the folded graph -> wish, None for float."""
+    """What was granted. *configs*: quantized operator of the folded graph -> how its group is fake-quantized."""
 
-    configs: Mapping[str, QConfig | None]
+    configs: Mapping[str, QConfig]
     report: Table
 
 
@@ -43,6 +45,7 @@ def insert_quantizers(
     work = _Insertion(graph, folded, plan, target, wishes)
     for name, entry in plan.values.items():
         work.value(folded.value(name), entry)
+    work.biases()
     work.absorb_rectifiers()
     work.graph.lint()
     facts = Facts(
@@ -66,7 +69,9 @@ class _Insertion:
         self.nodes = dict(zip(graph.graph.nodes, self.graph.nodes, strict=True))
         self.places: list[Place] = []
         here = [pair for pair in folded.info.folded if pair not in graph.info.folded]
-        self._norms = {pair.conv: pair.batchnorm for pair in here}
+        self._norms: dict[str, tuple[str, ...]] = {}
+        for pair in here:
+            self._norms[pair.conv] = (*self._norms.get(pair.conv, ()), pair.batchnorm)
 
     def value(self, value: Value, entry: ValueEntry) -> None:
         """Quantize *value* for those who read it quantized."""
@@ -90,9 +95,10 @@ class _Insertion:
     # --- activations -----------------------------------------------------------------------------------------
 
     def _activation(self, value: Value, edges: list[tuple[str, str]], entry: ValueEntry) -> None:
-        decided_by = value.producer if is_made_quantized(self.plan, value) else edges[0][1]
-        assert decided_by is not None
-        config = self._config(decided_by).activation
+        if value.producer is not None and is_made_quantized(self.plan, value):
+            config = self.wishes.configs[value.producer].activation
+        else:
+            config = self.wishes.configs[edges[0][1]].of_inputs
         spec = self.target.activation_spec(self._width(value), nonnegative=self._is_nonnegative(value, entry))
         quantizer = self._quantizer(value.name, spec, config, (), is_weight=False)
         path = self._register(self._home(value, edges), quantizer)
@@ -146,7 +152,7 @@ class _Insertion:
         readers = [r for r in value.readers if (value.name, r.op) in edges and r.role is Role.WEIGHT]
         if not readers:
             return
-        config = self._config(readers[0].op).weight
+        config = self.wishes.configs[readers[0].op].weight
         weight = self.source.constant(value.name)
         axes = {self.folded.op(r.op).weight_axis(r.index, weight.dim()) for r in readers}
         narrow = {self.plan.ops[r.op].precision for r in readers} == {"w4a8"}
@@ -160,11 +166,13 @@ class _Insertion:
         path = self._register(home, quantizer)
         node = self.nodes[self.source.value(value.name).node]
         first = next(n for n in self.graph.nodes if n in node.users)
-        norm = self._folded_by(readers[0].op, spec) if len(readers) == 1 else None
+        norms = self._folded_by(readers[0].op, spec) if len(readers) == 1 else ()
+        before = {pair.conv for pair in self.source.info.folded}
+        quantizer.is_folded = bool(norms) or readers[0].op in before
         with self.graph.inserting_before(first):
-            copy = self._quantized_weight(node, path, readers[0].op, norm)
+            copy = self._quantized_weight(node, path, readers[0].op, norms)
         self._redirect(node, copy, edges)
-        self.places.append(Place(value.name, path, norm))
+        self.places.append(Place(value.name, path, norms))
 
     def _in_groups(self, spec: QuantSpec, config: FakeQuantConfig, name: str, weight: Tensor) -> QuantSpec:
         """*spec* with the groups asked for, or the reason why not in the plan."""
@@ -187,28 +195,76 @@ class _Insertion:
         self.plan = replace(self.plan, values=values)
         return spec
 
-    def _folded_by(self, op: str, spec: QuantSpec) -> str | None:
-        """The batch normalisation behind *op*, if one scale serves channels that it scales differently."""
-        if op not in self._norms:
-            return None
+    def _folded_by(self, op: str, spec: QuantSpec) -> tuple[str, ...]:
+        """The batch normalisations behind *op*, if one scale serves channels that they scale differently."""
         layer = self.source.op(op)
         shares = isinstance(layer, ConvTranspose) and layer.groups > 1
-        return self._norms[op] if spec.axis is None or shares or spec.power_of_two else None
+        return self._norms.get(op, ()) if spec.axis is None or shares or spec.power_of_two else ()
 
-    def _quantized_weight(self, weight: fx.Node, path: str, op: str, norm: str | None) -> fx.Node:
-        if norm is None:
+    def _quantized_weight(self, weight: fx.Node, path: str, op: str, norms: tuple[str, ...]) -> fx.Node:
+        if not norms:
             return self.graph.call_module(path, (weight,))
-        module = self.source.op(norm)
-        assert isinstance(module, BatchNorm)
-        _, gain, _, _, variance = self.source.op_node(norm).args
         axis, groups = channels_of(self.source, op)
-        operands = [
-            self.graph.get_attr(str(n.target)) if isinstance(n, fx.Node) else None for n in (gain, variance)
+        factors = []
+        for norm in norms:
+            gain, _, _, variance, epsilon = self._norm(norm)
+            operands = [None if n is None else self.graph.get_attr(str(n.target)) for n in (gain, variance)]
+            factors.append(self.graph.call_function(fold_factor, (*operands, epsilon)))
+        for factor in factors:
+            weight = self.graph.call_function(times_channels, (weight, factor, axis, groups))
+        weight = self.graph.call_module(path, (weight,))
+        for factor in factors:
+            weight = self.graph.call_function(over_channels, (weight, factor, axis, groups))
+        return weight
+
+    def _norm(self, name: str) -> tuple[fx.Node | None, fx.Node | None, fx.Node, fx.Node, float]:
+        """Gain, shift, mean, variance (nodes of the new graph) and epsilon of a batch normalisation."""
+        module = self.source.op(name)
+        assert isinstance(module, BatchNorm)
+        nodes = [
+            self.nodes[n] if isinstance(n, fx.Node) else None for n in self.source.op_node(name).args[1:5]
         ]
-        factor = self.graph.call_function(fold_factor, (*operands, module.epsilon))
-        folded = self.graph.call_function(times_channels, (weight, factor, axis, groups))
-        rounded = self.graph.call_module(path, (folded,))
-        return self.graph.call_function(over_channels, (rounded, factor, axis, groups))
+        assert nodes[2] is not None
+        assert nodes[3] is not None
+        return nodes[0], nodes[1], nodes[2], nodes[3], module.epsilon
+
+    # --- biases ----------------------------------------------------------------------------------------------
+
+    def biases(self) -> None:
+        """Round every bias that the plan quantizes, once the operands' quantizers stand."""
+        for name, entry in self.plan.values.items():
+            readers = [r for r in self.folded.value(name).readers if r.role is Role.BIAS]
+            if entry.role != "bias" or len(readers) != 1 or not is_quantized(self.plan, readers[0].op):
+                continue
+            if isinstance(self.folded.op(readers[0].op), (Conv, ConvTranspose, Linear, Gemm)):
+                self._bias(readers[0].op)
+
+    def _bias(self, op: str) -> None:
+        places = {place.value: place for place in self.places}
+        x, w = self.folded.op_inputs(op)[:2]
+        while x is not None and x not in places:
+            entry = self.plan.values.get(x)
+            x = None if entry is None else entry.same_as
+        if x is None or w not in places:
+            return
+        operands = [self.source.get_submodule(places[v].path) for v in (x, w)]
+        assert all(isinstance(q, Quantizer) for q in operands)
+        if operands[1].spec.group:  # type: ignore[union-attr]
+            return
+        norms = [self._norm(n) for n in self._norms.get(op, ())]
+        rounding = BiasRounding(
+            *operands,  # type: ignore[arg-type]
+            bits=self.target.bias_bits,
+            epsilons=[norm[4] for norm in norms],
+            folded=bool(places[w].folded_by),
+        )
+        path = self._register(f"{self.folded.op_node(op).target}.bias_fake_quant", rounding)
+        layer = self.nodes[self.source.op_node(op)]
+        bias = layer.args[2] if len(layer.args) > 2 else None
+        user = self.nodes[self.source.op_node(self._norms[op][-1])] if norms else layer
+        with self.graph.inserting_before(user):
+            rounded = self.graph.call_module(path, (bias, tuple(norm[:4] for norm in norms)))
+        user.args = (*user.args[:2], rounded, *user.args[3:])
 
     def absorb_rectifiers(self) -> None:
         """ReLU and rounding in one step, where nobody else reads the ReLU's result: one byte for the backward pass instead of five."""
@@ -223,15 +279,6 @@ class _Insertion:
                     self.graph.erase_node(relu)
 
     # --- both ------------------------------------------------------------------------------------------------
-
-    def _config(self, op: str) -> QConfig:
-        """The wish that decides for *op*: its own, or that of another operator of its group."""
-        own = self.wishes.configs.get(op)
-        if own is not None:
-            return own
-        group = self.plan.ops[op].group
-        members = (n for n, e in self.plan.ops.items() if e.group == group)
-        return next((c for n in members if (c := self.wishes.configs.get(n)) is not None), QConfig())
 
     def _quantizer(
         self, value: str, spec: QuantSpec, config: FakeQuantConfig, shape: tuple[int, ...], *, is_weight: bool

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from bitwright.errors import ModelError, UnknownName
@@ -23,12 +25,12 @@ from bitwright.train.fake_quants import Quantizer
 class Place:
     """Where a quantizer stands. *value*: what it quantizes; *path*: its module.
 
-    *folded_by*: the batch normalisation whose factor the weight is multiplied by before, and divided by after.
+    *folded_by*: the batch normalisations whose factors the weight is multiplied by before, and divided by after.
     """
 
     value: str
     path: str
-    folded_by: str | None = None
+    folded_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class PreparedModel(fx.GraphModule):
             for target in {*_calls(graph), *_calls(graph_of(list(facts.operators)))}
         }
         made.__dict__["_called"] = _calls(graph)
-        made.train(root.training)
+        for path, module in root.named_modules():
+            made.get_submodule(path).training = module.training
         made.register_load_state_dict_post_hook(_allow_float_checkpoint)  # type: ignore[no-untyped-call]
         return made
 
@@ -115,8 +118,28 @@ class PreparedModel(fx.GraphModule):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         own = {f"{prefix}{key}" for key in self._quantizer_keys()}
-        self.__dict__["_excused"] = set() if own & set(state_dict) else own
+        from_float = not own & set(state_dict)
+        self.__dict__["_excused"] = own if from_float else set()
+        if from_float and self._would_change(state_dict, prefix):
+            self._forget_ranges()
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _would_change(self, state_dict: Mapping[str, Any], prefix: str) -> bool:
+        new = ((p, state_dict.get(f"{prefix}{name}")) for name, p in self.named_parameters())
+        return any(
+            isinstance(x, Tensor) and not (x.shape == p.shape and torch.equal(x.to(p), p)) for p, x in new
+        )
+
+    def _forget_ranges(self) -> None:
+        """Ranges of other weights would clip these."""
+        stale = [quantizer for _, quantizer in self.quantizers if quantizer.has_range]
+        for quantizer in stale:
+            quantizer.forget()
+        if any(not quantizer.has_range for quantizer in stale):
+            warnings.warn(
+                "a float checkpoint was loaded into a calibrated model: its ranges are forgotten; calibrate again",
+                stacklevel=2,
+            )
 
     def _quantizer_keys(self) -> set[str]:
         """Keys of `state_dict` that the float model does not have."""
@@ -138,16 +161,23 @@ def quantizers_of(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
 
 
 def prepared_in(model: nn.Module) -> PreparedModel:
-    """The prepared model that *model* is or wraps (DDP, averaging). *raises* `ModelError` if there is not exactly one."""
-    found = [m for m in model.modules() if isinstance(m, PreparedModel)]
-    if len(found) != 1:
-        raise ModelError(
-            type(model).__name__,
-            expected="one model that prepare() returned",
-            found=f"{len(found)} of them",
-            remedy="Call bitwright.prepare(model, example_inputs) first.",
-        )
-    return found[0]
+    """The prepared model that *model* is or merely wraps (DDP, averaging, compilation). *raises* `ModelError` otherwise."""
+    inner = model
+    while not isinstance(inner, PreparedModel):
+        wrapped = [getattr(inner, name, None) for name in ("module", "_orig_mod")]
+        following = next((m for m in wrapped if isinstance(m, nn.Module)), None)
+        if following is None:
+            parts = [path for path, m in model.named_modules() if isinstance(m, PreparedModel)]
+            raise ModelError(
+                type(model).__name__,
+                expected="a model that prepare() returned",
+                found=f"one of which only {', '.join(parts)} is prepared" if parts else "a float model",
+                remedy="Give the prepared part itself."
+                if parts
+                else "Call bitwright.prepare(model, example_inputs) first.",
+            )
+        inner = following
+    return inner
 
 
 def submodule_named(model: nn.Module, name: str) -> nn.Module:
@@ -196,8 +226,9 @@ def _misfit(missing: list[str], unexpected: list[str]) -> ModelError:
         for word, keys in (("missing", missing), ("unexpected", unexpected))
         if keys
     ]
-    if any(key.startswith("module.") for key in unexpected):
-        remedy = "It was saved from a wrapped model: strip the prefix 'module.'."
+    wrapper = next((w for w in ("module.", "_orig_mod.") if any(k.startswith(w) for k in unexpected)), "")
+    if wrapper:
+        remedy = f"It was saved from a wrapped model: strip the prefix {wrapper!r}."
     elif all(_is_of_quantizer(key) for key in (*missing, *unexpected)):
         remedy = (
             "It was saved from a model that was prepared with another qconfig, target or batchnorm: prepare this one"

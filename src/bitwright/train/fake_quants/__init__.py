@@ -48,6 +48,8 @@ class Quantizer(nn.Module, ABC):
         self.groups = spec.scales(shape)
         d = spec.dtype
         self.qmin, self.qmax = (-d.qmax if is_weight else d.qmin), d.qmax
+        #: Whether the weight that passes is multiplied by what batch normalisation would do to it.
+        self.is_folded = False
         self.state = FakeQuantState.QAT
         self.notice = ModeNotice()
         self.register_buffer("zero_point", torch.zeros(self.groups))
@@ -111,7 +113,7 @@ class Quantizer(nn.Module, ABC):
                 f"value {self.value}",
                 expected="finite numbers to calibrate on",
                 found="NaN or infinity",
-                remedy="Check the calibration data; give masks as large finite numbers; or set qconfig = None there.",
+                remedy="Check the calibration data; give masks as numbers not much larger than the scores, such as -50; or set qconfig = None there.",
             )
         if rectified and (self.adopts_data or not self.observer.sees_extremes):
             grouped, rectified = grouped.relu(), False
@@ -126,12 +128,16 @@ class Quantizer(nn.Module, ABC):
         """Smallest and largest code minus the zero point, to clamp steps of *x* with."""
         if self.spec.symmetric:
             return self.qmin, self.qmax
-        zero = self.shaped(self.zero_point, x)
+        zero = self.shaped(self.zero_point.round(), x)  # an averaged model has fractions
         return self.qmin - zero, self.qmax - zero
 
     def range_scales(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point that the observer's range asks for."""
         return self.observer.scales()
+
+    def forget(self) -> None:
+        """Have no range, unless it is one that the user fixed."""
+        self.observer.forget()
 
     def qparams(self) -> QParams:
         """The parameters in use. *raises* `PlanError` without a range."""
@@ -143,7 +149,7 @@ class Quantizer(nn.Module, ABC):
                 remedy="Run some batches in state CALIBRATION or QAT, or load_observer_params, before converting.",
             )
         scale = tuple(self.step().detach().float().cpu().tolist())
-        return QParams(self.spec, scale, tuple(int(z) for z in self.zero_point.cpu().tolist()))
+        return QParams(self.spec, scale, tuple(round(z) for z in self.zero_point.cpu().tolist()))
 
     def extra_repr(self) -> str:
         d = self.spec.dtype

@@ -40,10 +40,10 @@ class _Lsq(torch.autograd.Function):
         # Computed again: of the values that nothing else keeps, x alone stays in memory.
         held_within = tuple(limits) or ctx.limits
         y, exact, held = fake_quantized(x, scale, held_within, ctx.rounding, rectified=ctx.rectified)
-        by_x = exact.eq_(held).mul_(gradients[0])
-        # code - x / scale inside, code outside; and y = code * scale: two inner products.
-        by_scale = (inner(gradients[0], y, scale) - inner(by_x, x, scale)) / scale
-        return by_x, by_scale * ctx.factor, None, None, None, None
+        inside = exact.eq_(held)
+        # code - x / scale inside, code outside; y = code * scale.
+        by_scale = inner(gradients[0], y.addcmul_(inside, x, value=-1.0), scale) / scale
+        return inside.mul_(gradients[0]), by_scale * ctx.factor, None, None, None, None
 
 
 @FAKE_QUANTS.register("lsq")
@@ -81,13 +81,16 @@ class Lsq(Quantizer):
 
     @torch.no_grad()
     def set_scale(self, scale: Tensor) -> None:
+        if self.spec.power_of_two:  # in the middle of what rounds up to it, not where a nudge doubles it
+            scale = torch.exp2(torch.ceil(torch.log2(scale)) - 0.5)
         self.scale.copy_(scale)
 
     def rounded(self, x: Tensor, rectified: bool) -> Tensor:
         sharing = x.numel() / self.groups / (1 if self.is_weight or x.dim() < 2 else x.shape[0])
         factor = 1.0 / math.sqrt(max(sharing, 1.0) * self.qmax)
-        # The value of `step`, the gradient of the parameter.
-        scale = self.scale + (self.step() - self.scale).detach()
+        # The value of `step`, the gradient of the parameter's magnitude.
+        scale = self.scale.abs()
+        scale = scale + (self.step() - scale).detach()
         y: Tensor = _Lsq.apply(
             x, self.shaped(scale, x), self.code_limits(x), self.spec.rounding, factor, rectified
         )  # type: ignore[no-untyped-call]

@@ -91,6 +91,6 @@ class Pact(Quantizer):
         self.zero_point.copy_(self._scales()[1])
 
     def rounded(self, x: Tensor, rectified: bool) -> Tensor:
-        scale, alpha = self.shaped(self.step(), x), self.shaped(self.alpha, x)
+        scale, alpha = self.shaped(self.step(), x), self.shaped(self.alpha.abs(), x)
         y: Tensor = _Pact.apply(x, alpha, scale, self.code_limits(x), self.spec.rounding, rectified)  # type: ignore[no-untyped-call]
         return y

@@ -101,6 +101,11 @@ class Observer(nn.Module, ABC):
         self._has_range = True
         self.steps += 1
 
+    def forget(self) -> None:
+        """Have seen nothing."""
+        self._count = 0
+        self.steps.zero_()
+
     def count_as(self, other: Observer) -> None:
         """Weigh the range as if it came from as many steps as that of *other*."""
         self.steps.copy_(other.steps)

@@ -40,7 +40,15 @@ class FixedScale(Observer):
             )
         if threshold is not None:
             scale = threshold / ((d.qmax + 1) if d.signed else d.qmax)
-        self.fixed = torch.as_tensor(scale, dtype=torch.float32).reshape(-1).expand(groups).clone()
+        given = torch.as_tensor(scale, dtype=torch.float32).reshape(-1)
+        if given.numel() not in (1, groups):
+            raise NumericsError(
+                "observer 'fixed_scale'",
+                expected=f"one scale, or {groups}",
+                found=str(given.numel()),
+                remedy="Give one number, or one for each channel.",
+            )
+        self.fixed = given.expand(groups).clone()
         if not bool((self.fixed > 0).all()) or not bool(self.fixed.isfinite().all()):
             raise NumericsError(
                 "observer 'fixed_scale'", expected="a finite scale > 0", found=str(scale), remedy="Mend it."
@@ -59,6 +67,9 @@ class FixedScale(Observer):
         if self.spec.power_of_two:
             return super().scales()
         return self.fixed.to(self.lo.device), torch.full_like(self.lo, self.zero_point)
+
+    def forget(self) -> None:
+        """Nothing: the scale was given, not seen."""
 
     def batch_range(self, x: Tensor) -> Ends:
         d = self.spec.dtype

@@ -58,6 +58,12 @@ class Histogram(Observer):
             return self.lo, self.hi
         return self.range_by(self.method, self.percentile)
 
+    def forget(self) -> None:
+        super().forget()
+        self.seen.clear()
+        self.lowest.zero_()
+        self.highest.zero_()
+
     def range_by(self, method: str, percentile: float) -> Ends:
         """The range of everything seen, by *method*. *raises* `UnknownName`, `NumericsError`."""
         compute = METHODS.get(method, where="observer 'histogram'")
