@@ -223,7 +223,7 @@ def test_a_model_can_be_converted_after_calibration_alone_or_through_a_wrapper()
 def test_a_network_of_which_only_a_part_is_prepared_is_not_converted_in_part() -> None:
     whole = nn.Sequential(calibrate(prepared(), pixels()), nn.Softmax(-1))
 
-    with pytest.raises(ModelError, match="only 0 is prepared. Give the prepared part itself"):
+    with pytest.raises(ModelError, match=r"only 0 is prepared\. Give the prepared part itself"):
         convert(whole)
 
 

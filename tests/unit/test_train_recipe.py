@@ -50,6 +50,23 @@ def uneven():
     x, y = data()
     return x, y[:-1]
 
+def odd():
+    x, y = data()
+    return x[:33], y[:33]  # batches of 16, 16 and 1
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(zip(*data()))
+
+    def __len__(self):
+        return 48
+
+def stream():
+    return torch.utils.data.DataLoader(Stream(), 16)
+
+def vector(outputs, labels):
+    return nn.functional.cross_entropy(outputs, labels, reduction="none")
+
 def generator():
     return (batch for batch in [data()])
 
@@ -182,6 +199,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(
         ({"activation": {"observer": "minmax"}}, "Did you mean 'min_max'?"),
         ({"activation": {"options": {"percent": 3}}}, "expected a known option"),
         ({"leave_float": ["haed"]}, "Did you mean 'head'?"),
+        ({"optimizer": {"decays": [1.5]}}, "optimizer.decays.0: Input should be less than 1"),
+        ({"loss": "CODE:vector"}, "expected a loss that is one number; found Tensor [16]"),
         ({"checkpoint": "no.safetensors"}, "expected weights in .safetensors"),
         ({"data": {"train": "CODE:broken", "validation": "CODE:data"}}, "expected finite numbers to calibrate on"),
         ({"data": {"train": "CODE:uneven", "validation": "CODE:data"}}, "48 samples, 47 labels"),
@@ -193,15 +212,24 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(
 def test_bad_input_is_one_line(
     bitwright: Command, folder: Path, changes: dict[str, object], message: str
 ) -> None:
-    if "data" in changes:
-        changes = {
-            "data": {k: v.replace("CODE", f"net_{folder.name}.py") for k, v in changes["data"].items()}
-        }  # type: ignore[attr-defined]
+    changes = json.loads(json.dumps(changes).replace("CODE", f"net_{folder.name}.py"))
 
     outcome = bitwright("train", recipe(folder, **changes), "-o", folder / "out", "-q")
 
     assert message in outcome.error
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("data", ["odd", "stream"])
+def test_a_last_batch_of_one_sample_and_a_stream_can_be_trained_on(
+    bitwright: Command, folder: Path, data: str
+) -> None:
+    code = f"net_{folder.name}.py"
+    source = {"train": f"{code}:{data}", "validation": f"{code}:data", "batch_size": 16}
+
+    outcome = bitwright("train", recipe(folder, data=source, epochs=1), "-o", folder / "out", "-q")
+
+    assert outcome.status == 0, outcome.err
 
 
 def test_a_checkpoint_of_another_network_is_refused(bitwright: Command, folder: Path) -> None:

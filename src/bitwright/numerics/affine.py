@@ -41,6 +41,9 @@ def scales_from_range(spec: QuantSpec, lo: Tensor, hi: Tensor) -> tuple[Tensor, 
     *returns*: scale and zero point, `[c]` float32. A range of NaN gives a scale of NaN.
     """
     d = spec.dtype
+    if spec.symmetric and not spec.power_of_two and lo.dtype is torch.float32:
+        # Float32 rounds this quotient as float64 and then float32 would.
+        return torch.maximum(-lo, hi).clamp(min=THRESHOLD_FLOOR) / d.qmax, torch.zeros_like(lo)
     low, high = lo.double().clamp(max=0.0), hi.double().clamp(min=0.0)
     if spec.symmetric:
         scale = torch.maximum(-low, high).clamp(min=THRESHOLD_FLOOR) / d.qmax

@@ -103,7 +103,7 @@ class Observer(nn.Module, ABC):
 
     def forget(self) -> None:
         """Have seen nothing."""
-        self._count = 0
+        self._has_range = False
         self.steps.zero_()
 
     def count_as(self, other: Observer) -> None:
