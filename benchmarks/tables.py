@@ -144,12 +144,53 @@ def quality_table() -> str:
     return "\n".join(lines)
 
 
+def training_table() -> str:
+    """Top-1 of float, float control, calibrated and trained, with the share that training recovers."""
+    result = read("qat")
+    kinds = {"fake_quant": "plain", "lsq": "LSQ", "pact": "PACT"}
+    lines = [
+        f"float {result['float']:.2f} %; fine-tuned in float with the same {result['epochs']} epochs (control) {result['float_control']:.2f} %.",
+        "",
+        "| | calibrated | trained | top-1 (%) | converted | recovery |",
+        "|---|--:|---|--:|--:|--:|",
+    ]
+    for width in ("int8", "int4 weights"):
+        row = result[width]
+        for kind, title in kinds.items():
+            # Where calibration lost less than half a point there is nothing to recover.
+            little = result["float_control"] - row["ptq"] < 0.5
+            share = "–" if little else f"{row[f'{kind}_recovery']:.0%}"
+            lines.append(
+                f"| {width} | {row['ptq']:.2f} | {title} | {row[kind]:.2f} | {row[f'{kind}_converted']:.2f} | {share} |"
+            )
+    return "\n".join(lines)
+
+
+def training_speed_table() -> str:
+    """Time and memory of a training step relative to float."""
+    result = read("qat_speed")
+    lines = ["| | step, time | memory kept for the backward pass |", "|---|--:|--:|"]
+    titles = {
+        "float": "float",
+        "fake_quant": "plain",
+        "lsq": "LSQ",
+        "pact": "PACT",
+        "torchao": "torchao PT2E",
+    }
+    for kind, title in titles.items():
+        if kind in result["step"]:
+            lines.append(f"| {title} | {result['step'][kind]:.2f}× | {result['memory'][kind]:.2f}× |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     for table in (sketch_speed_table, tune_table, prediction_table, quality_table):
         print(table(), end="\n\n")
     for name in ("accuracy_mobilenetv2", "accuracy_kwt1", "accuracy_kwt1_clean"):
         print(accuracy_table(name), end="\n\n")
-    print(speed_table())
+    print(speed_table(), end="\n\n")
+    print(training_table(), end="\n\n")
+    print(training_speed_table())
 
 
 if __name__ == "__main__":

@@ -18,13 +18,16 @@ from bitwright import FakeQuantState, PreparedModel, convert, load_observer_para
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS = 3
-CASES = ["fake_quant", "lsq", "lsq, outlier", "lsq, calibrated", "pact", "batch norm"]
+CASES = ["fake_quant", "lsq", "lsq, outlier", "lsq, calibrated", "pact", "batch norm", "synchronised"]
 
 
 def model_of(case: str) -> PreparedModel:
     """The model of *case*, the same in every process."""
     if case == "batch norm":
         return prepare(small().train(), pixels(2), of_kind("fake_quant"), batchnorm="frozen")
+    if case == "synchronised":
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(small().train())
+        return prepare(net, pixels(2), of_kind("fake_quant"))
     kind = case.partition(",")[0]
     model = prepare(plain(), features(2), of_kind(kind))
     if "calibrated" in case:
@@ -34,7 +37,7 @@ def model_of(case: str) -> PreparedModel:
 
 def data_of(case: str) -> Tensor:
     """Twelve samples for each step, `[steps, 12, …]`; the second half is much larger."""
-    make = pixels if case == "batch norm" else features
+    make = pixels if case in ("batch norm", "synchronised") else features
     x = torch.stack([make(12, seed) for seed in range(STEPS)])
     x = torch.cat([x[:, :6], 3.0 * x[:, 6:]], 1)
     if "outlier" in case:  # then LSQ starts at the mean magnitude, not at the range
