@@ -6,6 +6,7 @@ python -m benchmarks.tables
 from __future__ import annotations
 
 import json
+from statistics import mean
 from typing import Any
 
 from benchmarks.shared import RESULTS
@@ -145,23 +146,27 @@ def quality_table() -> str:
 
 
 def training_table() -> str:
-    """Top-1 of float, float control, calibrated and trained, with the share that training recovers."""
-    result = read("qat")
+    """Top-1 of float, float control, calibrated and trained (mean over seeds), with the share that training recovers."""
+    runs = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("qat_[0-9].json"))]
     kinds = {"fake_quant": "plain", "lsq": "LSQ", "pact": "PACT"}
+    control = mean(r["float_control"] for r in runs)
     lines = [
-        f"float {result['float']:.2f} %; fine-tuned in float with the same {result['epochs']} epochs (control) {result['float_control']:.2f} %.",
+        f"float {runs[0]['float']:.2f} %; fine-tuned in float for the same {runs[0]['epochs']} epochs (control, mean of {len(runs)} seeds) {control:.2f} %.",
         "",
-        "| | calibrated | trained | top-1 (%) | converted | recovery |",
-        "|---|--:|---|--:|--:|--:|",
+        "| | calibrated | trained | top-1 (%), mean | each seed | converted, mean | recovery |",
+        "|---|--:|---|--:|---|--:|--:|",
     ]
     for width in ("int8", "int4 weights"):
-        row = result[width]
+        rows = [r[width] for r in runs if width in r]
+        room = mean(r["float_control"] - r[width]["ptq"] for r in runs if width in r)
         for kind, title in kinds.items():
-            # Where calibration lost less than half a point there is nothing to recover.
-            little = result["float_control"] - row["ptq"] < 0.5
-            share = "–" if little else f"{row[f'{kind}_recovery']:.0%}"
+            top1, ptq = mean(r[kind] for r in rows), mean(r["ptq"] for r in rows)
+            # Where calibration loses less than half a point there is nothing to recover.
+            share = "–" if room < 0.5 else f"{(top1 - ptq) / room:.0%}"
+            each = ", ".join(f"{r[kind]:.2f}" for r in rows)
+            converted = mean(r[f"{kind}_converted"] for r in rows)
             lines.append(
-                f"| {width} | {row['ptq']:.2f} | {title} | {row[kind]:.2f} | {row[f'{kind}_converted']:.2f} | {share} |"
+                f"| {width} | {ptq:.2f} | {title} | {top1:.2f} | {each} | {converted:.2f} | {share} |"
             )
     return "\n".join(lines)
 

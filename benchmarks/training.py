@@ -16,7 +16,6 @@ from benchmarks.shared import data_folder
 BATCH = 64
 #: The rate falls from here to 0 along a cosine.
 RATE = 0.01
-SEED = 0
 
 
 class Cifar:
@@ -31,9 +30,9 @@ class Cifar:
         pictures, labels = load.jpeg_set(name)
         return torch.from_numpy(load.prep_cifar_resnet(pictures)), torch.from_numpy(labels.astype(np.int64))
 
-    def batches(self, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled batches, cropped and flipped; the same for every run."""
-        generator = torch.Generator().manual_seed(SEED)
+    def batches(self, epochs: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shuffled batches, cropped and flipped; the same for every run with this *seed*."""
+        generator = torch.Generator().manual_seed(seed)
         for _ in range(epochs):
             order = torch.randperm(len(self.train_x), generator=generator)
             for i in range(0, len(order) - BATCH + 1, BATCH):
@@ -65,17 +64,17 @@ def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
     return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
 
 
-def train(network: nn.Module, data: Cifar, epochs: int, rate: float = RATE) -> None:
+def train(network: nn.Module, data: Cifar, epochs: int, seed: int = 0) -> None:
     """SGD with momentum on *data*; the same steps, pictures and rates for every network."""
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     # A learned scale is no weight: no decay.
     scales = [p for n, p in network.named_parameters() if n.endswith((".scale", ".alpha"))]
     known = {id(p) for p in scales}
     rest = [p for p in network.parameters() if id(p) not in known]
     groups = [{"params": rest, "weight_decay": 1e-4}, {"params": scales, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9)
+    optimizer = torch.optim.SGD(groups, lr=RATE, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, data.steps(epochs))
-    for x, y in data.batches(epochs):
+    for x, y in data.batches(epochs, seed):
         optimizer.zero_grad()
         F.cross_entropy(network(x), y).backward()
         optimizer.step()
