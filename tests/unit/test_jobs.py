@@ -196,6 +196,11 @@ if __name__ == "__main__":
 """
 
 
+def _heed_ctrl_c() -> None:
+    """In the new process: tests that run in the background inherit that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_everything_at_once_and_keeps_what_was_done(tmp_path: Path) -> None:
     state, script = tmp_path / "state.json", tmp_path / "search.py"
     script.write_text(SCRIPT.format(root=str(ROOT), state=str(state)))
@@ -205,6 +210,7 @@ def test_ctrl_c_ends_everything_at_once_and_keeps_what_was_done(tmp_path: Path) 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_heed_ctrl_c,
     )
     assert run.stdout is not None
     assert run.stdout.readline() == "ready\n"
@@ -226,7 +232,11 @@ def test_ctrl_c_while_workers_start_ends_them_without_a_word_of_theirs(tmp_path:
     script = tmp_path / "search.py"
     script.write_text(SCRIPT.format(root=str(ROOT), state=str(tmp_path / "state.json")))
     run = subprocess.Popen(
-        [sys.executable, str(script)], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, str(script)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_heed_ctrl_c,
     )
     parent = psutil.Process(run.pid)
     while len(workers := workers_of(parent)) < 2:
