@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from bitwright import FakeQuantState, freeze_batchnorm, prepare, set_fake_quantize
 from bitwright.errors import ModelError, UnknownName
-from bitwright.ops.norm import BatchNorm
+from bitwright.ops.batchnorm import BatchNorm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bitwright import FakeQuantState, PreparedModel, prepare, set_fake_quantize
 from bitwright.errors import ModelError
-from bitwright.ops.norm import BatchNorm
+from bitwright.ops.batchnorm import BatchNorm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

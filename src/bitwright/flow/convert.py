@@ -21,15 +21,14 @@ from bitwright.flow.outputs import check_writable
 from bitwright.graph.graph import Graph, GraphInput
 from bitwright.numerics.affine import THRESHOLD_FLOOR
 from bitwright.numerics.spec import QParams
+from bitwright.ops.batchnorm import channels_of, fold_factor, over_channels, times_channels
 from bitwright.plan.plan import Plan, ValueEntry
 from bitwright.plan.reads import is_quantized
 from bitwright.rewrite.fold_batchnorm import fold_batchnorm
 from bitwright.runtime.proof import Proof
 from bitwright.runtime.session import Session
 from bitwright.runtime.verify import verify
-from bitwright.train.batchnorm import fold_factor, over_channels, times_channels
 from bitwright.train.fake_quants import Quantizer
-from bitwright.train.insert import channels_of
 from bitwright.train.prepared import Place, PreparedModel, prepared_in
 from bitwright.train.states import FakeQuantState
 
@@ -148,7 +147,8 @@ class _Decision:
         factors = [self._factor_of(norm) for norm in self._norms(readers[0].op)]
         if not factors:
             return None
-        return torch.stack(factors).prod(0), *channels_of(self.graph, readers[0].op)
+        rank = self.graph.constant(weight).dim()
+        return torch.stack(factors).prod(0), *channels_of(self.graph.op(readers[0].op), rank)
 
     def _factor_of(self, norm: str) -> Tensor:
         inputs = self.graph.op_inputs(norm)

@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 
 from bitwright.graph.graph import FoldedBatchNorm, Graph, ValueInfo
 from bitwright.graph.op import Op
+from bitwright.ops.batchnorm import BatchNorm, channels_of, times_channels
 from bitwright.ops.conv import Conv, ConvTranspose
 from bitwright.ops.linear import Linear
-from bitwright.ops.norm import BatchNorm
 
 
 def fold_batchnorm(graph: Graph) -> Graph:
@@ -91,7 +91,7 @@ def _fold(graph: Graph, pair: _Pair) -> None:
     bias = None if pair.bias is None else graph.constant(graph.value_name(pair.bias))
     with torch.no_grad():
         new_bias = (shift if bias is None else bias.double() * scale + shift).to(weight.dtype)
-        weight.copy_(_scaled(pair.layer, weight.double(), scale))
+        weight.copy_(times_channels(weight.double(), scale, *channels_of(pair.layer, weight.dim())))
         if bias is not None:
             bias.copy_(new_bias)
     if pair.bias is None:
@@ -114,19 +114,6 @@ def _affine(graph: Graph, pair: _Pair) -> tuple[Tensor, Tensor]:
     scale = scale if gamma is None else scale * gamma
     shift = -mean * scale
     return scale, shift if beta is None else shift + beta
-
-
-def _scaled(layer: Op, weight: Tensor, scale: Tensor) -> Tensor:
-    """*weight* with output channel c multiplied by scale[c]."""
-    if isinstance(
-        layer, ConvTranspose
-    ):  # [c, o / groups, *k]: the rows of group g make channels g * o / groups …
-        grouped = weight.reshape(layer.groups, -1, *weight.shape[1:])
-        factor = scale.reshape(layer.groups, 1, weight.shape[1], *[1] * (weight.dim() - 2))
-        return (grouped * factor).reshape(weight.shape)
-    if isinstance(layer, Linear) and layer.transposed:
-        return weight * scale
-    return weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
 
 
 def _add_bias(graph: Graph, pair: _Pair, bias: Tensor) -> fx.Node:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bitwright.train.batchnorm import fold_factor
+from bitwright.ops.batchnorm import fold_factor
 from bitwright.train.fake_quants import Quantizer
 
 #: Gain, shift, mean and variance of a batch normalisation.

@@ -12,15 +12,14 @@ from bitwright.graph.graph import OUTPUT, Graph, Value
 from bitwright.graph.op import Role
 from bitwright.graph.structure import graph_of, records_of
 from bitwright.numerics.spec import QuantSpec
+from bitwright.ops.batchnorm import BatchNorm, channels_of, fold_factor, over_channels, times_channels
 from bitwright.ops.conv import Conv, ConvTranspose
 from bitwright.ops.linear import Gemm, Linear
-from bitwright.ops.norm import BatchNorm
 from bitwright.plan.plan import Plan, ValueEntry
 from bitwright.plan.qconfig import FakeQuantConfig, QConfig
 from bitwright.plan.reads import is_made_quantized, is_quantized, read_edges
 from bitwright.plan.target import Precision, Target
 from bitwright.table import Table
-from bitwright.train.batchnorm import fold_factor, over_channels, times_channels
 from bitwright.train.biases import BiasRounding
 from bitwright.train.fake_quants import FAKE_QUANTS, QUANTIZER_NAMES, Quantizer
 from bitwright.train.observers import make_observer
@@ -204,7 +203,9 @@ class _Insertion:
     def _quantized_weight(self, weight: fx.Node, path: str, op: str, norms: tuple[str, ...]) -> fx.Node:
         if not norms:
             return self.graph.call_module(path, (weight,))
-        axis, groups = channels_of(self.source, op)
+        layer = self.source.op(op)
+        shape = self.source.value(str(self.source.op_inputs(op)[1])).info.shape or ()
+        axis, groups = channels_of(layer, len(shape))
         factors = []
         for norm in norms:
             gain, _, _, variance, epsilon = self._norm(norm)
@@ -312,14 +313,6 @@ class _Insertion:
 
     def _op_name(self, node: fx.Node) -> str:
         return str(getattr(self.source.get_submodule(str(node.target)), "name", ""))
-
-
-def channels_of(graph: Graph, op: str) -> tuple[int, int]:
-    """Axis of the output channels in the weight of *op*, and the groups of a transposed convolution, else 1."""
-    layer = graph.op(op)
-    weight = graph.op_inputs(op)[1]
-    rank = graph.constant(weight).dim() if weight is not None else 0
-    return layer.weight_axis(1, rank) or 0, layer.groups if isinstance(layer, ConvTranspose) else 1
 
 
 def _identifier(name: str) -> str:

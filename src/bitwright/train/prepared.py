@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bitwright.errors import ModelError, UnknownName
+from bitwright.errors import ModelError
 from bitwright.graph.graph import Graph, GraphInfo
-from bitwright.graph.op import Op
 from bitwright.graph.structure import Record, graph_of, held_by, keep_state, module_of, records_of
 from bitwright.plan.plan import Plan
 from bitwright.plan.target import Target
@@ -178,15 +177,6 @@ def prepared_in(model: nn.Module) -> PreparedModel:
             )
         inner = following
     return inner
-
-
-def submodule_named(model: nn.Module, name: str) -> nn.Module:
-    """The submodule called *name*. *raises* `UnknownName`."""
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        known = [path for path, m in model.named_modules() if path and isinstance(m, Op)]
-        raise UnknownName("model", kind="submodule", name=name, known=known) from None
 
 
 def _restored(held: Mapping[str, Any], records: list[Record], facts: Facts) -> PreparedModel:
