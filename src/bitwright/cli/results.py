@@ -95,11 +95,16 @@ def _proof_line(proof: Mapping[str, Any]) -> str:
     apart = (
         "no output code differs"
         if steps == 0
-        else f"at most {share:.2%} of an operator's codes differ, by {steps} step(s)"
+        else f"at most {_share(share)} of an operator's codes differ, by {steps} step(s)"
     )
     if proof["per_op_ties"]:
-        apart += f", besides ties that no float engine can decide (at most {proof['per_op_ties']:.2%})"
+        apart += f", besides ties that no float engine can decide (at most {_share(proof['per_op_ties'])})"
     return (
         f"Proof: ONNX Runtime against the simulation, operator by operator: {apart}; "
         f"whole network: cosine {proof['cosine']:.6f}."
     )
+
+
+def _share(x: float) -> str:
+    """A share > 0 as per cent; one that would read 0 says that it is not."""
+    return f"{x:.2%}" if x >= 5e-5 else "0.01%"
