@@ -14,7 +14,7 @@ from bitwright.errors import DataError, ModelError, PlanError, UnknownName
 from bitwright.numerics.cosine import cosine
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
-from bitwright.search.choose import float_top, float_until
+from bitwright.search.choose import float_top, float_until, without_needless
 from bitwright.search.evaluator import Evaluator
 from bitwright.search.mixed_precision import search_mixed_precision
 from bitwright.search.sensitivity import METHODS, best_methods, measure_sensitivity
@@ -234,6 +234,27 @@ def test_floats_are_added_in_order_until_the_target_is_met() -> None:
     assert choice.float_groups == [r.name for r in rows[: len(choice.groups)]]
     assert all(t.similarity < target for t in choice.tried[:-1])
     assert evaluator.evaluate(choice.plan) == pytest.approx(choice.similarity)
+
+
+def test_floats_that_the_target_does_not_need_are_given_back() -> None:
+    evaluator, solver, plan = bench(*CASES[1])
+    rows = measure_sensitivity(evaluator, plan, solver.solve)
+    backwards = list(reversed(rows))  # the worst order: what matters comes last
+    target = (1 + evaluator.evaluate(plan)) / 2
+    choice = float_until(evaluator, plan, backwards, solver.solve, target=target, limit=len(rows))
+    fewer = without_needless(
+        evaluator, choice, plan, solver.solve, target=target, cost=lambda groups: float(len(groups))
+    )
+
+    assert len(fewer.groups) < len(choice.groups)
+    assert fewer.similarity == pytest.approx(evaluator.evaluate(fewer.plan))
+    assert fewer.similarity >= target
+    assert set(fewer.plan.float_groups) == set(fewer.groups)
+    for group in fewer.groups:
+        less = solver.solve(fewer.plan.with_precision([group], "int8", ""))
+        assert evaluator.evaluate(less) < target
+    returned = next(iter(choice.groups.keys() - fewer.groups.keys()))
+    assert fewer.plan.ops[returned] == plan.ops[returned]
 
 
 def test_a_target_already_met_leaves_everything_int8() -> None:

@@ -17,7 +17,7 @@ from bitwright.plan.cost import measure_costs
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
 from bitwright.plan.target import Precision
-from bitwright.search.choose import Tried, float_until, unchanged, widest_top
+from bitwright.search.choose import Tried, float_until, unchanged, widest_top, without_needless
 from bitwright.search.compare_plans import compare_plans
 from bitwright.search.error_sketch import ErrorSketch
 from bitwright.search.joint_precision import Goal, JointPrecision, RunMany
@@ -97,7 +97,8 @@ def choose_precisions(
             limit=int(cost_limit(settings, usual_limit)),
             progress=lambda group, cosine: watcher.advance(1, f"{group}: {cosine:.6f}"),
         )
-        return Chosen(tuned, True, choice, target is None or choice.similarity >= target)
+        chosen = Chosen(tuned, True, choice, target is None or choice.similarity >= target)
+        return chosen if target is None else _without_needless(bench, chosen, target, None, tell)
     options, limit = precision_options(bench, tuned.plan, settings), cost_limit(settings, usual_limit)
     costs = measure_costs(bench.graph, tuned.plan, bench.target, settings.cost).within(options)
     known = _apart(bench, ranking.sketch, ranking.apart, tuned.plan, settings, watcher)
@@ -125,9 +126,31 @@ def choose_precisions(
         verify_all=verify_all,
     )
     chosen = Chosen(tuned, True, found.choice, target is None or found.reached, found.parted, costs)
-    if target is None or settings.cost != "ops" or set(settings.precisions) != {"int8", "float"}:
+    if target is None:
         return chosen
-    return _or_singles(bench, ranking, chosen, target, int(limit), tell)
+    if settings.cost == "ops" and set(settings.precisions) == {"int8", "float"}:
+        chosen = _or_singles(bench, ranking, chosen, target, int(limit), tell)
+    return _without_needless(bench, chosen, target, costs, tell)
+
+
+def _without_needless(
+    bench: Bench, chosen: Chosen, target: float, costs: Costs | None, tell: Callable[[Tried], None]
+) -> Chosen:
+    """*chosen*, less what it can do without. *costs*: None counts the groups."""
+    base = chosen.tuned.plan
+    if not chosen.reached or base is None:
+        return chosen
+    precisions = {g: base.precision(g) for g in base.groups}
+    choice = without_needless(
+        bench.evaluator,
+        chosen.choice,
+        base,
+        bench.solver.solve,
+        target=target,
+        cost=lambda groups: float(len(groups)) if costs is None else costs.total({**precisions, **groups}),
+        progress=tell,
+    )
+    return replace(chosen, choice=choice)
 
 
 def _or_singles(

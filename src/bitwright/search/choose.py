@@ -110,5 +110,36 @@ def float_until(
     return replace(best, tried=tuple(tried))
 
 
+def without_needless(
+    evaluator: Evaluator,
+    choice: Choice,
+    base: Plan,
+    solve: Callable[[Plan], Plan],
+    *,
+    target: float,
+    cost: Callable[[Mapping[str, Precision]], float],
+    progress: Callable[[Tried], None] | None = None,
+) -> Choice:
+    """*choice*, which reaches *target*, less the groups that it can do without.
+
+    Each group in turn, the last chosen first, is put back to its precision in *base*, and stays so if the similarity still
+    reaches the target: one true run for each group. Orders by predicted or single losses choose too many where losses are
+    small and alike. *cost*: of the groups that differ from *base*.
+    """
+    best, tried = choice, [*choice.tried]
+    for group in reversed(choice.groups):
+        fewer = {g: p for g, p in best.groups.items() if g != group}
+        plan = solve(
+            best.plan.with_precision([group], base.precision(group), base.ops[base.groups[group][0]].why)
+        )
+        found = Tried(plan, fewer, evaluator.evaluate(plan), cost=cost(fewer))
+        tried.append(found)
+        if progress:
+            progress(found)
+        if found.similarity >= target:
+            best = Choice(plan, found.similarity, fewer, ())
+    return replace(best, tried=tuple(sorted(tried, key=lambda t: t.cost or 0.0)))
+
+
 def _reason(rank: int, row: Sensitivity) -> str:
     return f"sensitive: rank {rank + 1}, loss {row.loss:.3g} alone at int8"
