@@ -257,6 +257,19 @@ def test_floats_that_the_target_does_not_need_are_given_back() -> None:
     assert fewer.plan.ops[returned] == plan.ops[returned]
 
 
+def test_a_choice_that_misses_its_target_gives_back_what_does_it_no_good() -> None:
+    evaluator, solver, plan = bench(*CASES[1])
+    rows = measure_sensitivity(evaluator, plan, solver.solve)
+    choice = float_top(evaluator, plan, rows, len(rows) - 1, solver.solve)
+    fewer = without_needless(
+        evaluator, choice, plan, solver.solve, target=2.0, cost=lambda groups: float(len(groups))
+    )
+
+    assert fewer.similarity >= choice.similarity
+    assert fewer.groups.keys() <= choice.groups.keys()
+    assert len(fewer.tried) == len(choice.tried) + len(choice.groups)
+
+
 def test_a_target_already_met_leaves_everything_int8() -> None:
     evaluator, solver, plan = bench(*CASES[0])
     rows = measure_sensitivity(evaluator, plan, solver.solve)

@@ -13,7 +13,7 @@ from bitwright.flow.ranking import Ranking, open_runner
 from bitwright.flow.result import Chosen, Stage
 from bitwright.flow.settings import Settings
 from bitwright.plan.assign import allowed_precisions
-from bitwright.plan.cost import measure_costs
+from bitwright.plan.cost import Costs, measure_costs
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
 from bitwright.plan.target import Precision
@@ -138,8 +138,7 @@ def _without_needless(
 ) -> Chosen:
     """*chosen*, less what it can do without. *costs*: None counts the groups."""
     base = chosen.tuned.plan
-    if not chosen.reached or base is None:
-        return chosen
+    assert base is not None
     precisions = {g: base.precision(g) for g in base.groups}
     choice = without_needless(
         bench.evaluator,
@@ -150,7 +149,7 @@ def _without_needless(
         cost=lambda groups: float(len(groups)) if costs is None else costs.total({**precisions, **groups}),
         progress=tell,
     )
-    return replace(chosen, choice=choice)
+    return replace(chosen, choice=choice, reached=choice.similarity >= target)
 
 
 def _or_singles(

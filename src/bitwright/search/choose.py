@@ -120,11 +120,11 @@ def without_needless(
     cost: Callable[[Mapping[str, Precision]], float],
     progress: Callable[[Tried], None] | None = None,
 ) -> Choice:
-    """*choice*, which reaches *target*, less the groups that it can do without.
+    """*choice*, less the groups that it can do without.
 
     Each group in turn, the last chosen first, is put back to its precision in *base*, and stays so if the similarity still
-    reaches the target: one true run for each group. Orders by predicted or single losses choose too many where losses are
-    small and alike. *cost*: of the groups that differ from *base*.
+    reaches *target*, or is no less where *choice* misses that: one true run for each group. Orders by predicted or single
+    losses choose too many where losses are small and alike. *cost*: of the groups that differ from *base*.
     """
     best, tried = choice, [*choice.tried]
     for group in reversed(choice.groups):
@@ -136,7 +136,7 @@ def without_needless(
         tried.append(found)
         if progress:
             progress(found)
-        if found.similarity >= target:
+        if found.similarity >= min(target, best.similarity):
             best = Choice(plan, found.similarity, fewer, ())
     return replace(best, tried=tuple(sorted(tried, key=lambda t: t.cost or 0.0)))
 
