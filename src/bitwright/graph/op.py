@@ -8,6 +8,7 @@ that stands at the author's path only stores the parameters under their original
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol
 
@@ -50,6 +51,19 @@ class Emitter(Protocol):
         """The contents of a constant value (weight, bias), or None if *value* is not constant."""
 
 
+#: A float function of tensors: what most operators are.
+TensorFunction = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Composite:
+    """The operator that a part was taken from, by name and kind. *is_inner*: the part makes one of its inner values."""
+
+    name: str
+    kind: str
+    is_inner: bool
+
+
 class Op(nn.Module):
     """One operator. Subclasses set `kind`, implement `forward`, and override what differs from the defaults."""
 
@@ -60,6 +74,8 @@ class Op(nn.Module):
     passthrough: ClassVar[bool] = False
     #: Axis of the output along which the bias is added, if the operator does nothing else with its bias.
     bias_axis: ClassVar[int | None] = None
+    #: What the operator is a part of, if a rewrite took one apart.
+    composite: Composite | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,6 +94,15 @@ class Op(nn.Module):
         """Multiply-accumulates for these shapes; 0 for operators that do none."""
         return 0
 
+    @property
+    def is_inner(self) -> bool:
+        """Whether the operator makes an inner value of a composite one: int16 on every target."""
+        return self.composite is not None and self.composite.is_inner
+
+    def table_function(self) -> TensorFunction | None:
+        """The function, float64 to float64 element by element, that integer hardware looks up in a table; None where it computes."""
+        return None
+
     def output_range(self) -> tuple[float, float] | None:
         """Bounds that the output can never leave (sigmoid: 0, 1), or None."""
         return None
@@ -95,7 +120,3 @@ class Op(nn.Module):
 
     def _get_name(self) -> str:
         return self.kind
-
-
-#: A float function of tensors: what most operators are.
-TensorFunction = Callable[..., Tensor]

@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import Tensor, fx
 
-from bitwright.graph.op import Emitter, Op, Role
+from bitwright.graph.op import Emitter, Op, Role, TensorFunction
 from bitwright.ops.spelling import ATEN, ONNX, AtenCall, Built, OnnxCall
 
 #: torch dtype -> (ONNX element type, numpy type) of what may appear in arithmetic.
@@ -137,6 +137,10 @@ class Elementwise(Op):
     def forward(self, *xs: Tensor) -> Tensor:
         result: Tensor = reduce(self._function, self._operands(xs))
         return result
+
+    def table_function(self) -> TensorFunction | None:
+        is_power = self.kind == "Pow" and self.scalar is not None
+        return self.forward if is_power or (self.kind == "Div" and self.scalar_first) else None
 
     def _operands(self, xs: Sequence[Any]) -> list[Any]:
         operands = list(xs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitwright.graph.op import Emitter, Op
+from bitwright.graph.op import Emitter, Op, TensorFunction
 from bitwright.ops.elementwise import seen
 from bitwright.ops.spelling import ATEN, ONNX, AtenCall, Built, OnnxCall, Unsupported
 
@@ -83,6 +84,22 @@ def _write_log1p(emit: Emitter, x: str, out: str, parameters: Parameters) -> Non
     one, total = emit.constant(np.asarray(1.0, dtype=np.float32), "one"), emit.temporary("sum")
     emit.node("Add", [x, one], [total])
     emit.node("Log", [total], [out])
+
+
+def _write_rsqrt(emit: Emitter, x: str, out: str, parameters: Parameters) -> None:
+    if parameters.get("epsilon"):
+        least = emit.constant(np.asarray(0.0, dtype=np.float32), "least")
+        epsilon = emit.constant(np.asarray(parameters["epsilon"], dtype=np.float32), "epsilon")
+        clipped, shifted = emit.temporary("clipped"), emit.temporary("shifted")
+        emit.node("Max", [x, least], [clipped])
+        emit.node("Add", [clipped, epsilon], [shifted])
+        x = shifted
+    _chain("Sqrt", "Reciprocal")(emit, x, out, parameters)
+
+
+def _rsqrt(x: Tensor, *, epsilon: float = 0.0) -> Tensor:
+    # With an epsilon x is a variance: 0 or more, whatever the codes of its format.
+    return torch.rsqrt(x.clamp(min=0) + epsilon) if epsilon else torch.rsqrt(x)
 
 
 def _softplus(x: Tensor, *, beta: float) -> Tensor:
@@ -165,7 +182,7 @@ _FORMS: dict[str, _Form] = {
     "Log2": _Form(torch.log2, _with_constant("Div", math.log(2.0), "Log"), ("log2",)),
     "Log10": _Form(torch.log10, _with_constant("Div", math.log(10.0), "Log"), ("log10",)),
     "Sqrt": _Form(torch.sqrt, "Sqrt", ("sqrt",)),
-    "Rsqrt": _Form(torch.rsqrt, _chain("Sqrt", "Reciprocal"), ("rsqrt",)),
+    "Rsqrt": _Form(_rsqrt, _write_rsqrt, ("rsqrt",)),
     "Reciprocal": _Form(torch.reciprocal, "Reciprocal", ("reciprocal",)),
     "Square": _Form(torch.square, _write_square, ("square",)),
     "Abs": _Form(torch.abs, "Abs", ("abs",)),
@@ -193,6 +210,12 @@ _FORMS: dict[str, _Form] = {
     "Identity": _Form(_identity, "Identity", ("positive",), passthrough=True),
 }
 
+#: Kinds without a table: integers compute them exactly, or they jump, which no interpolation follows.
+_WITHOUT_TABLE = {
+    *("Relu", "LeakyRelu", "ThresholdedRelu", "Shrink", "Square", "Abs", "Neg", "Sign"),
+    *("Floor", "Ceil", "Round", "Trunc", "IsNaN", "IsInf", "Not", "Identity"),
+}
+
 
 class Unary(Op):
     """`kind(x)` with the numbers of *parameters*, named as the ONNX attributes are."""
@@ -206,6 +229,11 @@ class Unary(Op):
 
     def forward(self, x: Tensor) -> Tensor:
         return _FORMS[self.kind].function(x, **self.parameters_of_kind)
+
+    def table_function(self) -> TensorFunction | None:
+        if self.kind in _WITHOUT_TABLE:
+            return None
+        return partial(_FORMS[self.kind].function, **self.parameters_of_kind)
 
     def output_range(self) -> tuple[float, float] | None:
         return _FORMS[self.kind].bounds
