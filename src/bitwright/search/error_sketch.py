@@ -9,7 +9,6 @@ independent, so their squares do. The loss of a plan is the mean over probes of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,7 @@ from bitwright.graph.tape import Tape
 from bitwright.numerics.spec import QParams
 from bitwright.search.evaluator import Evaluator, samples_first
 from bitwright.search.local_errors import LocalErrors, UnitIndex
+from bitwright.search.prediction import Prediction, blocks_of, laid_out_as, prediction_of
 from bitwright.search.probes import draw_probes
 from bitwright.search.sketch_file import Pass, SketchFile, Unit
 from bitwright.search.steps import behind_steps
@@ -33,30 +33,6 @@ PROBES = 4
 SKETCH_BYTES = 384 * 2**20
 #: Larger chunks bring no speed.
 SKETCH_SAMPLES = 16
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """*loss*: predicted mean loss over the images; *error*: its standard error, from the probes alone."""
-
-    loss: float
-    error: float
-
-
-@dataclass(frozen=True)
-class Block:
-    """The probes of one output: rows *start* to *stop* of every `c`; *directions*: that an error of it can have."""
-
-    output: str
-    weight: float
-    start: int
-    stop: int
-    directions: int
-
-    @property
-    def probes(self) -> int:
-        """How many probes."""
-        return self.stop - self.start
 
 
 class ErrorSketch:
@@ -82,7 +58,7 @@ class ErrorSketch:
             )
         self.evaluator, self.seed = evaluator, seed
         self.base: Reads = effective_reads(evaluator.graph, base or {})
-        self.blocks = _blocks(evaluator, probes)
+        self.blocks = blocks_of(evaluator, probes)
         self.rows = self.blocks[-1].stop if self.blocks else 0
         #: Unit -> `[rows, images]` float64.
         self.c: dict[Unit, Tensor] = {}
@@ -223,13 +199,9 @@ class ErrorSketch:
 
     def loss_of(self, squares: Tensor) -> Prediction:
         """The loss of *squares* `[rows, images]`: half the weighted mean, and the base's loss."""
-        loss = variance = 0.0
-        for block in self.blocks:
-            term = 0.5 * squares[block.start : block.stop]
-            loss += block.weight * float(term.mean(0).mean())
-            variance += block.weight**2 * _probe_variance(term, block.directions)
-        loss += float(self.base_losses.mean()) if self.base else 0.0
-        return Prediction(max(0.0, loss), variance**0.5)
+        return prediction_of(
+            self.blocks, squares, beside=float(self.base_losses.mean()) if self.base else 0.0
+        )
 
     @property
     def row_weights(self) -> Tensor:
@@ -268,7 +240,7 @@ class _Chunk:
             for k, z in enumerate(probes):
                 row = block.start + k
                 v = loss.factor(ref, z) * evaluator.similarity.loss_scale**0.5
-                tape.pull(block.output, _back(evaluator.graph, block.output, y, v, n))
+                tape.pull(block.output, laid_out_as(evaluator.graph, block.output, y, v, n))
                 _sort_in(arrived, c[:, row], reached)
                 arrived.clear()
         self.c = index.as_asked(torch.from_numpy(c))
@@ -330,34 +302,6 @@ def _as_in_base(graph: Graph, reads: Reads, base: Reads) -> Reads:
     return moved
 
 
-def _blocks(evaluator: Evaluator, probes: int) -> tuple[Block, ...]:
-    weights = evaluator.similarity.normalised(evaluator.outputs)
-    blocks, start = [], 0
-    first = next(iter(evaluator.pairs()))[1]
-    for output, weight in weights.items():
-        if evaluator.replay.is_constant(output):  # nothing changes it
-            continue
-        directions = max(1, first[output][0].numel())
-        count = min(probes, directions)
-        blocks.append(Block(output, weight, start, start + count, directions))
-        start += count
-    return tuple(blocks)
-
-
-def _probe_variance(terms: Tensor, directions: int) -> float:
-    """Variance of the mean over probes and images of *terms* `[probes, images]`, by the draw of probes alone.
-
-    With one probe it is that of a normal error: var(c^2) = 2/3 E[c^4]. Probes are orthogonal, which leaves the share of
-    directions that were not drawn (sampling without replacement).
-    """
-    count, images = terms.shape
-    if count > 1:
-        spread = terms.var(0)
-    else:
-        spread = terms[0] ** 2 * 2 / 3
-    return float(spread.sum()) / count / images**2 * (1 - count / max(directions, count))
-
-
 def _apart(evaluator: Evaluator) -> bool:
     """Whether each sample of a chunk has numbers of its own, in order, everywhere."""
     graph = evaluator.graph
@@ -375,11 +319,3 @@ def _unit_size(graph: Graph, sizes: Mapping[str, int], unit: Unit) -> int:
     if unit.value in sizes:
         return sizes[unit.value]
     return sum(sizes.get(o, 0) for o in graph.op(unit.reader).outputs)
-
-
-def _back(graph: Graph, name: str, y: Tensor, v: Tensor, n: int) -> Tensor:
-    """*v*, which lies as the scored output does, laid out as *y*, the output itself."""
-    with torch.enable_grad():
-        leaf = torch.zeros_like(y, requires_grad=True)
-        (found,) = torch.autograd.grad(samples_first(graph, name, leaf, n), leaf, v.to(y.dtype))
-    return found
