@@ -22,6 +22,7 @@ from bitwright.graph.op import Role
 from bitwright.numerics.affine import THRESHOLD_FLOOR, qparams_from_range
 from bitwright.numerics.spec import QParams, QuantSpec
 from bitwright.plan.plan import OpEntry, Plan, ValueEntry
+from bitwright.plan.reads import width
 from bitwright.plan.target import Precision, Target
 
 #: A shift-only target lowers its shift while more than this share of the biases overflow (docs/numerics.md §5.3).
@@ -70,9 +71,9 @@ class Solver:
                 source = values.get(entry.same_as)
                 q = None if source is None else source.qparams
             if q is None and entry.role == "activation":
-                q = self.activation(name, entry.method, self._width(plan, name))
+                q = self.activation(name, entry.method, width(self.graph, plan, name))
             elif entry.role == "constant":
-                q = self._constant(name, self._width(plan, name))
+                q = self._constant(name, width(self.graph, plan, name))
             values[name] = replace(entry, qparams=q)
         return values
 
@@ -86,14 +87,6 @@ class Solver:
                 why = f"value {name} holds infinity (a mask); to quantize this, give masks as numbers not much larger than the scores, such as -50"
                 refused.update({plan.ops[op].group: why for op in touching if _quantized(plan.ops[op])})
         return refused
-
-    def _width(self, plan: Plan, name: str) -> Precision:
-        """The precision of a value: its producer's; if that is float, the widest of its quantized readers'."""
-        value = self.graph.value(name)
-        made = None if value.producer is None else plan.ops[value.producer].precision
-        if made is not None and made != "float":
-            return "int16" if made == "int16" else "int8"
-        return "int16" if any(plan.ops[r.op].precision == "int16" for r in value.readers) else "int8"
 
     def activation(self, name: str, method: str, precision: Precision) -> QParams:
         """Parameters of activation *name* by threshold *method*."""

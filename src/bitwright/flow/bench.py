@@ -28,6 +28,7 @@ from bitwright.plan.assign import assign
 from bitwright.plan.plan import Plan
 from bitwright.plan.target import Target, load_target
 from bitwright.rewrite.decompose_attention import decompose_attention
+from bitwright.rewrite.decompose_composites import decompose_composites
 from bitwright.rewrite.fold_batchnorm import fold_batchnorm
 from bitwright.search.evaluator import Evaluator
 from bitwright.search.losses import LOSSES, Loss, UserLoss
@@ -93,9 +94,13 @@ def read_model(
     return Path(text).stem, load_onnx(Path(text), input_shapes=input_shapes)
 
 
-def prepared(graph: Graph) -> Graph:
-    """The graph as it will be quantized: attention spelled out, batch-norm folded, everything exportable."""
-    ready = fold_batchnorm(decompose_attention(graph)).eval()
+def prepared(graph: Graph, *, tables: bool = False) -> Graph:
+    """The graph as it will be quantized: attention spelled out, batch-norm folded, everything exportable.
+
+    *tables*: and composite operators taken apart, down to what is computed in integers or looked up.
+    """
+    spelled_out = decompose_attention(graph)
+    ready = fold_batchnorm(decompose_composites(spelled_out) if tables else spelled_out).eval()
     check_exportable(ready)
     return ready
 
@@ -115,7 +120,7 @@ def open_bench(
     device = usable_device(settings.device)
     watcher.stage("reading the model")
     name, captured = read_model(model, example_inputs, input_shapes=settings.input_shapes)
-    graph = prepared(captured).to(device)
+    graph = prepared(captured, tables=settings.tables or target.tables).to(device)
     wished = assign(graph, target, method=settings.method)
     _check_float32(graph, wished)
     if captured.info.opaque:

@@ -26,6 +26,7 @@ from bitwright.plan.qconfig import (
 from bitwright.plan.setters import default_qat_qconfig_setter
 from bitwright.plan.target import Precision, Target, load_target
 from bitwright.rewrite.decompose_attention import decompose_attention
+from bitwright.rewrite.decompose_composites import decompose_composites
 from bitwright.rewrite.fold_batchnorm import fold_batchnorm
 from bitwright.train.batchnorm import BatchNormMode, check_mode, freeze_batchnorm
 from bitwright.train.insert import Wishes, insert_quantizers
@@ -61,6 +62,8 @@ def prepare(
         _check_parameters(model)
     captured = _captured(model, example_inputs)
     graph = decompose_attention(captured)
+    if chip.tables:
+        graph = decompose_composites(graph)
     if batchnorm == "folded":
         graph = fold_batchnorm(graph)
     folded = fold_batchnorm(graph).eval()

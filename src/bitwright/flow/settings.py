@@ -32,6 +32,8 @@ class Settings:
     seed: int = 0
     device: str = "cpu"
     labels: Path | None = None
+    #: Whether composite operators are taken apart into parts with int16 inside; a target with `tables` does so anyway.
+    tables: bool = False
     #: What to calibrate on, in any form that data may have; None: samples of the data itself.
     calibration_data: object = None
     #: Shapes of an ONNX model's inputs that the file leaves open, by name; -1 as first entry keeps the batch dynamic.

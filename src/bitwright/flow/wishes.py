@@ -10,6 +10,7 @@ from torch import nn
 
 from bitwright.errors import PlanError, UnknownName
 from bitwright.graph.graph import Graph
+from bitwright.graph.op import Op
 from bitwright.plan.plan import Plan
 from bitwright.plan.qconfig import (
     FakeQuantConfig,
@@ -63,18 +64,20 @@ def choose(
             " (a batch normalisation is part of the operator before it)",
             stacklevel=3,
         )
-    return {op.name: _choice(op.name, op.kind, attributes, setters) for op in folded.ops}
+    return {op.name: _choice(op, attributes, setters) for op in folded.ops}
 
 
-def _choice(
-    name: str, kind: str, attributes: Mapping[str, QConfig | None], setters: Sequence[QconfigSetter]
-) -> Choice:
+def _choice(op: Op, attributes: Mapping[str, QConfig | None], setters: Sequence[QconfigSetter]) -> Choice:
+    name = op.name
     around = [path for path in attributes if is_inside(name, path)]
     if around:
         path = max(around, key=len)
         return Choice(attributes[path], f"{path or 'model'}.qconfig", _ATTRIBUTE + len(path))
     for setter in setters:
-        answer = setter(name, kind)
+        whole = "" if op.composite is None else op.composite.name
+        if isinstance(setter, SensitiveOpsQconfigSetter) and whole in setter.names:
+            name = whole  # listed where it was not taken apart
+        answer = setter(name, op.author_kind)
         if not isinstance(answer, Unset):
             named = isinstance(setter, (ModuleNameQconfigSetter, SensitiveOpsQconfigSetter))
             return Choice(answer, str(setter), setter.closeness(name) if named else 0)  # type: ignore[attr-defined]
@@ -85,7 +88,9 @@ def _check_names(folded: Graph, setters: Sequence[QconfigSetter]) -> None:
     norms = {pair.batchnorm: pair.conv for pair in folded.info.folded}
     for setter in setters:
         if isinstance(setter, SensitiveOpsQconfigSetter):
-            _check_listed(setter, folded.op_names)
+            _check_listed(
+                setter, [*folded.op_names, *(op.composite.name for op in folded.ops if op.composite)]
+            )
         if not isinstance(setter, ModuleNameQconfigSetter):
             continue
         for name in setter.unmatched(folded.op_names):

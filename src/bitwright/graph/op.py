@@ -95,6 +95,11 @@ class Op(nn.Module):
         return 0
 
     @property
+    def author_kind(self) -> str:
+        """What the author wrote: the kind of the operator that this is a part of, else its own."""
+        return self.kind if self.composite is None else self.composite.kind
+
+    @property
     def is_inner(self) -> bool:
         """Whether the operator makes an inner value of a composite one: int16 on every target."""
         return self.composite is not None and self.composite.is_inner

@@ -17,17 +17,16 @@ def assign(
 ) -> Plan:
     """The plan that quantizes everything *target* allows.
 
-    *asked*: operator name -> precision wished for (default: int8 everywhere). What is not granted is float, with the
-    reason in `OpEntry.why`. *method*: threshold method of every activation, until a search decides otherwise.
+    *asked*: operator name -> precision wished for (default: int8 everywhere); that of a composite operator is for its parts.
+    Inner parts are int16, or float like the whole. What is not granted is float, with the reason in `OpEntry.why`. *method*: threshold method of every activation, until a search decides otherwise.
     """
     quantizable = {op.name for op in graph.ops if _is_quantizable(graph, op)}
     inner = {v.name for v in graph.values.values() if _stays_in_accumulator(graph, target, v, quantizable)}
     groups = _groups(graph, inner)
     ops = {}
     for op in graph.ops:
-        wish: Precision = (asked or {}).get(op.name, "int8")
         if op.name in quantizable:
-            precision, why = _grant(graph, target, op, wish)
+            precision, why = _grant(graph, target, op, _wish(op, asked or {}))
         else:
             precision, why = "float", "computes no real numbers that could be quantized"
         ops[op.name] = OpEntry(op.kind, groups[op.name], precision, op.name in quantizable, why)
@@ -52,8 +51,22 @@ def _is_quantizable(graph: Graph, op: Op) -> bool:
     return reads and any(o in graph.values and graph.value(o).info.is_float for o in op.outputs)
 
 
+def _wish(op: Op, asked: Mapping[str, Precision]) -> Precision:
+    whole = "" if op.composite is None else op.composite.name
+    return asked.get(op.name) or asked.get(whole) or "int8"
+
+
 def _grant(graph: Graph, target: Target, op: Op, wish: Precision) -> tuple[Precision, str]:
-    kind, allowed = op.kind, target.allowed(op.kind)
+    precision, why = _granted_to_the_whole(graph, target, op, wish)
+    if op.is_inner and precision != "float":
+        assert op.composite is not None
+        return "int16", f"inside the {op.composite.kind} {op.composite.name}, which is int16 on every target"
+    return precision, why
+
+
+def _granted_to_the_whole(graph: Graph, target: Target, op: Op, wish: Precision) -> tuple[Precision, str]:
+    """What is granted to what the author wrote: the operator, or the composite one that it is a part of."""
+    kind, allowed = op.author_kind, target.allowed(op.author_kind)
     if wish == "w4a8" and "int8" in allowed:
         if _takes_int4(graph, target, [op.name]):
             return "w4a8", ""
@@ -73,7 +86,7 @@ def _stays_in_accumulator(graph: Graph, target: Target, value: Value, quantizabl
     if value.producer is None or value.is_output or len(value.readers) != 1 or not value.info.is_float:
         return False
     reader = value.readers[0]
-    if not {value.producer, reader.op} <= quantizable:
+    if not {value.producer, reader.op} <= quantizable or graph.op(reader.op).table_function() is not None:
         return False
     how = target.fusable.get((graph.op(value.producer).kind, graph.op(reader.op).kind))
     return how is not None and _operand_is(how, graph, reader)
@@ -178,10 +191,16 @@ def _shares_with(graph: Graph, value: Value, producer: str | None) -> str | None
 def allowed_precisions(graph: Graph, plan: Plan, target: Target, group: str) -> tuple[Precision, ...]:
     """The precisions that *target* grants *group* of *plan*: those of all its quantizable operators, narrow to wide."""
     members = plan.groups[group]
-    granted = {p for p in PRECISIONS if all(p in target.allowed(plan.ops[m].kind) for m in members)}
+    ops = [graph.op(m) for m in members]
+    granted = {p for p in PRECISIONS if all(p in _allowed(target, op) for op in ops)}
     if "int8" in granted and _takes_int4(graph, target, members):
         granted.add("w4a8")
     return tuple(p for p in PRECISIONS if p in granted)
+
+
+def _allowed(target: Target, op: Op) -> tuple[Precision, ...]:
+    allowed = target.allowed(op.author_kind)
+    return ("int16", "float") if op.is_inner and allowed != ("float",) else allowed
 
 
 def _takes_int4(graph: Graph, target: Target, members: Iterable[str]) -> bool:

@@ -13,6 +13,7 @@ from bitwright.graph.op import Role
 from bitwright.graph.replay import Reads
 from bitwright.numerics.spec import QParams
 from bitwright.plan.plan import Plan
+from bitwright.plan.target import Precision
 
 #: Inputs in these roles are read quantized by quantized operators.
 _READ_QUANTIZED = {Role.ACTIVATION, Role.WEIGHT, Role.BIAS}
@@ -50,6 +51,20 @@ def read_edges(value: Value, quantized: Callable[[str], bool]) -> list[tuple[str
         (value.name, r.op) for r in value.readers if made or (r.role in _READ_QUANTIZED and quantized(r.op))
     ]
     return [*edges, (value.name, OUTPUT)] if made and value.is_output else edges
+
+
+def width(graph: Graph, plan: Plan, name: str) -> Precision:
+    """`int16` or `int8`: how a value is quantized: as its producer is; if that is float, as the widest of its quantized readers.
+
+    Constants of composite operators are int16: a bias is added to an int16 value.
+    """
+    value = graph.value(name)
+    if is_made_quantized(plan, value):
+        return "int16" if plan.ops[value.producer or ""].precision == "int16" else "int8"
+    in_composite = value.is_constant and any(graph.op(r.op).composite is not None for r in value.readers)
+    return (
+        "int16" if in_composite or any(plan.ops[r.op].precision == "int16" for r in value.readers) else "int8"
+    )
 
 
 def is_quantized(plan: Plan, op: str) -> bool:

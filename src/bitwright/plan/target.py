@@ -77,7 +77,9 @@ class Estimate(_Strict):
 
 
 class Target(_Strict):
-    """A chip or engine. *operators*: precisions of the kinds that differ from *default*; the first is preferred."""
+    """A chip or engine. *operators*: precisions of the kinds that differ from *default*; the first is preferred. *tables*: functions are
+    looked up in tables, and composite operators (softmax, norms, …) computed part by part, with int16 inside.
+    """
 
     name: str
     description: str = ""
@@ -92,6 +94,7 @@ class Target(_Strict):
     default: tuple[Precision, ...] = ("int8", "float")
     operators: dict[str, tuple[Precision, ...]] = Field(default_factory=dict)
     fuse: tuple[FuseRule, ...] = ()
+    tables: bool = False
     estimate: Estimate | None = None
 
     def allowed(self, kind: str) -> tuple[Precision, ...]:

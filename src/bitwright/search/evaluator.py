@@ -44,7 +44,9 @@ class Evaluator:
         self.graph = graph
         self.replay = Replay(graph)
         made_by = {o: graph.value(o).producer for o in graph.info.outputs}
-        probabilities = {o for o, op in made_by.items() if op is not None and graph.op(op).kind == "Softmax"}
+        probabilities = {
+            o for o, op in made_by.items() if op is not None and graph.op(op).author_kind == "Softmax"
+        }
         self.similarity = replace(
             similarity or Similarity(),
             probabilities=frozenset(probabilities),

@@ -17,8 +17,8 @@ from bitwright.ops.conv import Conv, ConvTranspose
 from bitwright.ops.linear import Gemm, Linear
 from bitwright.plan.plan import Plan, ValueEntry
 from bitwright.plan.qconfig import FakeQuantConfig, QConfig
-from bitwright.plan.reads import is_made_quantized, is_quantized, read_edges
-from bitwright.plan.target import Precision, Target
+from bitwright.plan.reads import is_made_quantized, is_quantized, read_edges, width
+from bitwright.plan.target import Target
 from bitwright.table import Table
 from bitwright.train.biases import BiasRounding
 from bitwright.train.fake_quants import FAKE_QUANTS, QUANTIZER_NAMES, Quantizer
@@ -98,7 +98,9 @@ class _Insertion:
             config = self.wishes.configs[value.producer].activation
         else:
             config = self.wishes.configs[edges[0][1]].of_inputs
-        spec = self.target.activation_spec(self._width(value), nonnegative=self._is_nonnegative(value, entry))
+        spec = self.target.activation_spec(
+            width(self.folded, self.plan, value.name), nonnegative=self._is_nonnegative(value, entry)
+        )
         quantizer = self._quantizer(value.name, spec, config, (), is_weight=False)
         path = self._register(self._home(value, edges), quantizer)
         node = self.nodes[self.source.value(value.name).node]
@@ -106,11 +108,6 @@ class _Insertion:
             copy = self.graph.call_module(path, (node,))
         self._redirect(node, copy, edges)
         self.places.append(Place(value.name, path))
-
-    def _width(self, value: Value) -> Precision:
-        ops = [value.producer] if is_made_quantized(self.plan, value) else [r.op for r in value.readers]
-        wide = any(op is not None and self.plan.ops[op].precision == "int16" for op in ops)
-        return "int16" if wide else "int8"
 
     def _is_nonnegative(self, value: Value, entry: ValueEntry) -> bool:
         """Whether nothing negative can ever be in *value*: what a target with unsigned codes asks."""
