@@ -111,12 +111,13 @@ def opaque_from_node(node: fx.Node) -> Built:
     inputs = list(node.all_input_nodes)
     slots = {n: Slot(i) for i, n in enumerate(inputs)}
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: slots[n])  # type: ignore[arg-type,return-value]
-    seen = [_seen(n.meta.get("val")) for n in inputs]
+    seen = [what_was_seen(n.meta.get("val")) for n in inputs]
     assert callable(node.target)
     return Built(Opaque(node.target, _plain(args), _plain(kwargs), seen=seen), tuple(inputs))
 
 
-def _seen(value: Any) -> Seen:
+def what_was_seen(value: Any) -> Seen:
+    """Of a fake tensor of torch.export, or a number."""
     if not isinstance(value, Tensor):
         return Seen((), None)
     return Seen(tuple(d if isinstance(d, int) else None for d in value.shape), value.dtype)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -13,9 +15,9 @@ from bitwright.errors import PlanError
 from bitwright.graph.graph import Graph
 from bitwright.graph.op import Emitter, Op, TensorFunction
 from bitwright.numerics.affine import dequantize, quantize
-
-if TYPE_CHECKING:
-    from bitwright.numerics.lut import LookupTable
+from bitwright.numerics.lut import LookupTable, TableSettings, build_table
+from bitwright.numerics.spec import QParams
+from bitwright.ops.segment_lut import SegmentLUT
 
 #: Names of tables whose kind does not say the function.
 _NAMES = {"Div": "reciprocal", "SegmentLUT": "lut"}
@@ -24,6 +26,32 @@ _NAMES = {"Div": "reciprocal", "SegmentLUT": "lut"}
 def table_name(op: Op) -> str:
     """What the table of *op* is called: `exp`, `rsqrt`, `lut` for a function of the user's."""
     return _NAMES.get(op.kind, op.kind.lower())
+
+
+def table_of(
+    op: Op,
+    q_in: QParams,
+    q_out: QParams,
+    settings: TableSettings | None = None,
+    *,
+    weights: npt.NDArray[np.float64] | None = None,
+) -> LookupTable:
+    """The table of *op* between these codes. *settings*: None for those of the user's function, else the default.
+
+    *weights*: as for `build_table`. *raises* `PlanError` for an operator that is no function of one number, `NumericsError`.
+    """
+    function, where = op.table_function(), f"operator {op.name}"
+    if function is None:
+        raise PlanError(
+            where,
+            expected="an operator that is looked up in a table",
+            found=f"a {op.kind}",
+            remedy="Give tables to functions of one number only: exp, log, sigmoid, …",
+        )
+    written = op.function if isinstance(op, TableOp) else op
+    if settings is None and isinstance(written, SegmentLUT):
+        settings = written.definition.settings_for(q_in, q_out, where)
+    return build_table(function, q_in, q_out, settings, weights=weights, where=where)
 
 
 class _Straight(torch.autograd.Function):
@@ -128,18 +156,11 @@ class TableOp(Op):
 def with_tables(graph: Graph, tables: Mapping[str, LookupTable]) -> Graph:
     """A copy of *graph* in which the operators named in *tables* look their results up.
 
-    *raises* `UnknownName` for a name that is no operator, `PlanError` for an operator that is no function of one number.
+    *raises* `UnknownName` for a name that is no operator.
     """
     looked_up = copy.deepcopy(graph)
     for name, table in tables.items():
         op = looked_up.op(name)
-        if op.table_function() is None:
-            raise PlanError(
-                f"operator {name}",
-                expected="an operator that is looked up in a table",
-                found=f"a {op.kind}",
-                remedy="Give tables for functions of one number only: exp, log, sigmoid, …",
-            )
         if isinstance(op, TableOp):
             op.lookup.table = table
         else:

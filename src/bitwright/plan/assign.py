@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from bitwright.graph.graph import Graph, Reader, Value
 from bitwright.graph.op import Op, Role
@@ -141,9 +142,7 @@ def _agree_within_groups(ops: dict[str, OpEntry], weighted: set[str]) -> dict[st
         if entry.quantizable and wider:
             chosen[entry.group] = entry
     return {
-        name: OpEntry(e.kind, e.group, chosen[e.group].precision, True, chosen[e.group].why)
-        if e.quantizable
-        else e
+        name: replace(e, precision=chosen[e.group].precision, why=chosen[e.group].why) if e.quantizable else e
         for name, e in ops.items()
     }
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from bitwright.errors import PlanError, UnknownName
 from bitwright.files import write_text
 from bitwright.numerics.spec import QParams
+from bitwright.numerics.table_settings import TableSettings
 from bitwright.plan.target import PRECISIONS, Precision
 
 FORMAT = "bitwright-plan/1"
@@ -31,13 +32,17 @@ class ValueEntry:
 
 @dataclass(frozen=True)
 class OpEntry:
-    """The decision for one operator. *quantizable*: it computes real numbers that a target might quantize."""
+    """The decision for one operator. *quantizable*: it computes real numbers that a target might quantize.
+
+    *table*: how its look-up table is made, if it is one and not made by default.
+    """
 
     kind: str
     group: str
     precision: Precision
     quantizable: bool = True
     why: str = ""
+    table: TableSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,13 @@ class Plan:
         }
         return replace(self, ops=ops)
 
+    def with_tables(self, tables: Mapping[str, TableSettings]) -> Plan:
+        """A plan in which the tables of these operators are made so. *raises* `UnknownName`."""
+        for name in tables:
+            if name not in self.ops:
+                raise UnknownName("plan", kind="operator", name=name, known=self.ops)
+        return replace(self, ops={n: replace(e, table=tables.get(n, e.table)) for n, e in self.ops.items()})
+
     def with_methods(self, methods: Mapping[str, str]) -> Plan:
         """A plan in which the given activation values take their thresholds by these methods (not solved yet)."""
         values = {n: replace(e, method=methods.get(n, e.method)) for n, e in self.values.items()}
@@ -98,7 +110,10 @@ class Plan:
         return {
             "format": FORMAT,
             "target": self.target,
-            "ops": {n: vars(e) for n, e in self.ops.items()},
+            "ops": {
+                n: {**vars(e), "table": None if e.table is None else e.table.to_json()}
+                for n, e in self.ops.items()
+            },
             "values": {
                 n: {**vars(e), "qparams": None if e.qparams is None else e.qparams.to_json()}
                 for n, e in self.values.items()
@@ -120,9 +135,7 @@ class Plan:
                 n: ValueEntry(**{**e, "qparams": QParams.from_json(e["qparams"]) if e["qparams"] else None})
                 for n, e in data["values"].items()
             }
-            ops = {
-                n: OpEntry(**{**e, "precision": _precision(e["precision"])}) for n, e in data["ops"].items()
-            }
+            ops = {n: _op_entry(e) for n, e in data["ops"].items()}
             return cls(str(data["target"]), values, ops)
         except (KeyError, TypeError, AttributeError, ValueError) as e:
             raise PlanError(
@@ -146,6 +159,11 @@ class Plan:
                 str(path), expected="a plan in JSON", found=str(e), remedy="Check the path."
             ) from e
         return cls.from_json(data, str(path))
+
+
+def _op_entry(data: Mapping[str, Any]) -> OpEntry:
+    table = TableSettings.from_json(data["table"]) if data.get("table") else None
+    return OpEntry(**{**data, "precision": _precision(data["precision"]), "table": table})
 
 
 def _precision(name: str) -> Precision:

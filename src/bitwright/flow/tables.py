@@ -1,0 +1,84 @@
+"""The look-up tables of a plan, from what calibration saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from bitwright.calibrate.statistics import Statistics, ValueStatistics
+from bitwright.errors import PlanError, UnknownName
+from bitwright.graph.graph import Graph
+from bitwright.numerics.histogram import SLOTS, Array
+from bitwright.numerics.lut import LookupTable, TableSettings
+from bitwright.numerics.spec import QParams
+from bitwright.ops.table import table_of
+from bitwright.plan.plan import Plan
+from bitwright.plan.reads import is_quantized
+
+
+def build_tables(
+    graph: Graph,
+    plan: Plan,
+    statistics: Statistics,
+    settings: Mapping[str, TableSettings] | None = None,
+) -> dict[str, LookupTable]:
+    """Operator -> table, of every quantized operator of *plan* (solved) that is looked up in one.
+
+    *settings*: of single operators, instead of the plan's; where neither says anything, the default. Tables are made for the
+    inputs that *statistics* saw. *raises* `PlanError`, `UnknownName`, `NumericsError`, naming the operator.
+    """
+    settings = settings or {}
+    names = table_operators(graph, plan)
+    for name in settings:
+        if name not in names:
+            raise UnknownName("table settings", kind="table operator", name=name, known=names)
+    found = {}
+    for name in names:
+        read = graph.op_inputs(name)[0]
+        assert read is not None
+        q_in = _solved(plan, name, read, "input")
+        q_out = _solved(plan, name, graph.op(name).outputs[0], "output")
+        seen = statistics.find(read)
+        found[name] = table_of(
+            graph.op(name),
+            q_in,
+            q_out,
+            settings.get(name) or plan.ops[name].table,
+            weights=None if seen is None else code_weights(seen, q_in),
+        )
+    return found
+
+
+def table_operators(graph: Graph, plan: Plan) -> list[str]:
+    """The quantized operators of *plan* that are looked up in tables, in execution order."""
+    return [op.name for op in graph.ops if is_quantized(plan, op.name) and op.table_function() is not None]
+
+
+def _solved(plan: Plan, op: str, value: str, what: str) -> QParams:
+    q = plan.qparams(value)
+    if q is None:
+        raise PlanError(
+            f"operator {op}",
+            expected=f"a calibrated {what}",
+            found=f"that its {what} {value} was never calibrated",
+            remedy="Solve the plan with the statistics of this graph, or keep the operator float.",
+        )
+    return q
+
+
+def code_weights(seen: ValueStatistics, q: QParams) -> Array:
+    """How many elements were seen at each code of *q*, from the smallest on, `[256]` or `[65536]`.
+
+    Where bins of the histogram are wider than codes, their elements are spread evenly; what was beyond the range counts at its end.
+    """
+    d, histogram = q.spec.dtype, seen.histogram
+    counts = histogram.array().copy()
+    counts[SLOTS] = max(counts[SLOTS] - seen.zeros, 0.0)
+    edges = np.clip(np.arange(-SLOTS, SLOTS + 1) * histogram.width, seen.lo, seen.hi)
+    below = np.concatenate([[0.0], np.cumsum(counts)])
+    between = (np.arange(d.qmin, d.qmax) + 0.5 - q.zero_point[0]) * q.scale[0]
+    at = np.interp(between, edges, below)
+    weights = np.diff(np.concatenate([[0.0], at, [below[-1]]]))
+    weights[q.zero_point[0] - d.qmin] += seen.zeros
+    return weights
