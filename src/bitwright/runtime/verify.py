@@ -7,7 +7,7 @@ the few that float32 summation order decides. Whole networks are reported beside
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from bitwright.runtime.agreement import AgreementMeter
 from bitwright.runtime.proof import OpDifference, Proof, tie_width
 from bitwright.runtime.session import Session
 
-#: Metadata of a QuantizeLinear node: the value of the graph whose codes it writes.
+#: Metadata of a node that writes codes (QuantizeLinear, or the last of an integer operator's): the value of the graph they are of.
 VALUE_KEY = "bitwright.value"
 
 
@@ -88,6 +88,7 @@ class _Comparison:
         self.groups = {g: ops for g, ops in plan.groups.items() if plan.precision(g) != "float"}
         self.rows = {g: _Row() for g in self.groups}
         self.codes = _code_names(model)
+        self.half_even = _rounded_half_even(model)
         self.inputs = [i.name for i in graph.info.inputs]
         self.outputs = list(dict.fromkeys(graph.info.outputs))
         sides = self._side_values()
@@ -152,7 +153,8 @@ class _Comparison:
         for value in (v for op in ops for v in self.graph.op(op).outputs):
             q = self.plan.qparams(value)
             if value in codes and value in inner and q is not None:
-                self._count(group, value, inner[value], _half_even(q), codes[value])
+                q = _half_even(q) if value in self.half_even else q
+                self._count(group, value, inner[value], q, codes[value])
 
     def _variables(self, op: str) -> list[str]:
         """Names of what *op* reads, constants left out."""
@@ -260,13 +262,18 @@ def _half_even(q: QParams) -> QParams:
 
 def _code_names(model: onnx.ModelProto) -> dict[str, str]:
     """Value of the graph -> name of its codes in *model*."""
-    return {
-        entry.value: node.output[0]
-        for node in model.graph.node
-        if node.op_type == "QuantizeLinear"
-        for entry in node.metadata_props
-        if entry.key == VALUE_KEY
-    }
+    return {value: node.output[0] for value, node in _code_nodes(model)}
+
+
+def _rounded_half_even(model: onnx.ModelProto) -> set[str]:
+    """Values of the graph whose codes QuantizeLinear makes; integer operators round as the target does."""
+    return {value for value, node in _code_nodes(model) if node.op_type == "QuantizeLinear"}
+
+
+def _code_nodes(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto]]:
+    """Value of the graph, and the node that writes its codes."""
+    for node in model.graph.node:
+        yield from ((e.value, node) for e in node.metadata_props if e.key == VALUE_KEY)
 
 
 def _with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:

@@ -1,0 +1,177 @@
+"""Arithmetic that operators share: centring, sums in a common unit, products, and the rescale to codes (docs/numerics.md §10)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from bitwright.exporters.integer.lowering import Lowering
+from bitwright.exporters.integer.number import Carrier, Integer, codes_of, same_parameters
+from bitwright.graph.op import Op
+from bitwright.numerics.affine import quantize
+from bitwright.numerics.fixed_point import Integers, Reals, multipliers_and_shifts, nearest_powers
+from bitwright.numerics.rounding import Rounding
+from bitwright.numerics.spec import QParams
+
+#: Magnitudes below these leave room for the offset that makes them unsigned, and for half a step.
+_ROOM = {32: 29, 64: 61}
+#: What the rounded multipliers of a sum may be off by, in output steps.
+_SUM_ERROR = 2.0**-8
+
+
+def carrier_for(bound: int) -> Carrier:
+    """The narrowest type of arithmetic that holds magnitudes up to *bound*."""
+    return "int32" if bound < 1 << 31 else "int64"
+
+
+def centred(low: Lowering, x: Integer, carrier: Carrier | None = None) -> Integer:
+    """*x* without its zero, wide enough to compute with. Floors and ceilings are applied."""
+    to = carrier or carrier_for(x.bound)
+    name = x.name if x.carrier == to else low.cast(x.name, to)
+    if x.zero.any():
+        name = low.node("Sub", name, low.constant(x.zero.astype(to)))
+    lo, hi = x.lo - int(x.zero.max()), x.hi - int(x.zero.min())
+    for limit, op_type in ((x.floor, "Max"), (x.ceiling, "Min")):
+        if limit is not None:
+            steps = np.clip(np.round(limit / x.scale), -x.peak, x.peak).astype(to)
+            name = low.node(op_type, name, low.constant(steps))
+    return Integer(name, to, x.scale, np.zeros_like(x.zero), lo, hi)
+
+
+def product(low: Lowering, a: Integer, b: Integer) -> Integer:
+    """a · b, exact."""
+    peak = a.peak * b.peak
+    to = carrier_for(peak)
+    a, b = centred(low, a, to), centred(low, b, to)
+    name = low.node("Mul", a.name, b.name)
+    return Integer(name, to, np.asarray(a.scale * b.scale), np.zeros((), np.int64), -peak, peak)
+
+
+def total(low: Lowering, op: Op, terms: Sequence[Integer], q: QParams) -> Integer:
+    """The sum of *terms* in a unit of the scale of *q* times a power of two: exact but for the multipliers, rounded once."""
+    ratios = [np.asarray(t.scale / q.scale[0]) for t in terms]
+    size = sum(t.bound * float(np.abs(r).max()) for t, r in zip(terms, ratios, strict=True))
+    for bits in (32, 64):
+        shift = min(_ROOM[bits] - 2, int(np.floor(_ROOM[bits] - 1 - np.log2(max(size, 1e-300)))))
+        error = sum(t.bound for t in terms) * 2.0 ** -(shift + 1)
+        if error <= _SUM_ERROR:
+            break
+    else:
+        raise low.refusal(op, "inputs whose scales can be added in 61 bits")
+    to: Carrier = "int32" if bits == 32 else "int64"
+    name, zero, peak = "", np.zeros((), np.int64), 0
+    for term, ratio in zip(terms, ratios, strict=True):
+        m = np.round(ratio * 2.0**shift).astype(np.int64)
+        scaled = low.node("Mul", _as(low, term, to), low.constant(m.astype(to)))
+        name = low.node("Add", name, scaled) if name else scaled
+        zero = np.asarray(zero + term.zero * m)
+        peak += term.bound * int(np.abs(m).max())
+    low.prove(op, peak, _ROOM[bits] + 1, len(terms))
+    return Integer(name, to, np.array(q.scale[0] * 2.0**-shift), zero, -peak, peak)
+
+
+def _as(low: Lowering, x: Integer, to: Carrier) -> str:
+    return x.name if x.carrier == to else low.cast(x.name, to)
+
+
+# --- codes -------------------------------------------------------------------------------------------------------
+
+
+def requantize(low: Lowering, op: Op, x: Integer, q: QParams) -> Integer:
+    """The codes of *x* under *q*: one rounding, by multiplier and shift as the target says, then clipping."""
+    lowest, highest = _limits(x, q)
+    if x.q is not None and same_parameters(x.q, q):
+        return _clipped(low, x, q, lowest, highest)
+    m, s = _multiplier(low, x, q)
+    result = _shifted(low, x, m, s, q)
+    return _narrowed(low, result, q, lowest, highest)
+
+
+def _limits(x: Integer, q: QParams) -> tuple[int, int]:
+    """The codes between which *x* lies: rounding never swaps two numbers, so clipping afterwards is the same."""
+    d = q.spec.dtype
+
+    def code(limit: float) -> int:
+        return int(quantize(torch.tensor(limit, dtype=torch.float32), q))
+
+    return (
+        d.qmin if x.floor is None else code(x.floor),
+        d.qmax if x.ceiling is None else code(x.ceiling),
+    )
+
+
+def _clipped(low: Lowering, x: Integer, q: QParams, lowest: int, highest: int) -> Integer:
+    d = q.spec.dtype
+    if (lowest, highest) == (d.qmin, d.qmax):
+        name = low.node("Identity", x.name)
+    else:
+        name = low.node("Clip", x.name, *(low.constant(np.array(v, x.carrier)) for v in (lowest, highest)))
+    return codes_of(name, q)
+
+
+def _multiplier(low: Lowering, x: Integer, q: QParams) -> tuple[Integers, Integers]:
+    ratio: Reals = np.asarray(x.scale / q.scale[0])
+    rule = low.target.rescale
+    powers = nearest_powers(ratio) if rule.form == "shift" else None
+    bits = rule.multiplier_bits if rule.form == "multiplier_shift" else 31
+    room = _ROOM[64] - x.bound.bit_length()
+    return multipliers_and_shifts(ratio if powers is None else powers, max(2, min(bits, room)))
+
+
+def _shifted(low: Lowering, x: Integer, m: Integers, s: Integers, q: QParams) -> Integer:
+    """(x - zero) · m / 2^s, rounded, plus the zero point of *q*.
+
+    An offset of 2^(s + k) makes the product unsigned, because ONNX shifts nothing else; shifted it is 2^k for every channel.
+    """
+    magnitude = x.bound * int(np.abs(m).max())
+    largest = int(np.max((x.peak * np.abs(m) >> s) + 1))
+    k = largest.bit_length()
+    narrow = magnitude < 1 << _ROOM[32] and int(s.max()) + k <= 30
+    signed, unsigned = (np.int32, np.uint32) if narrow else (np.int64, np.uint64)
+    s, m = np.broadcast_arrays(s, m) if s.shape != m.shape else (s, m)
+    half = np.where(s > 0, np.left_shift(np.int64(1), np.maximum(s - 1, 0)), 0)
+    exact = np.left_shift(np.int64(1), s + k) - x.zero * m
+    rounding = q.spec.rounding
+    early = exact + (half if rounding is Rounding.HALF_UP else 0)
+    if rounding is Rounding.HALF_EVEN:
+        early = exact + np.maximum(half - 1, 0)
+    name = _as(low, x, "int32" if narrow else "int64")
+    if (m != 1).any():
+        name = low.node("Mul", name, low.constant(m.astype(signed)))
+    name = low.cast(low.node("Add", name, low.constant(early.astype(signed))), np.dtype(unsigned).name)
+    shift = low.constant(s.astype(unsigned))
+    if rounding is Rounding.HALF_EVEN and s.any():
+        # An odd floor goes up at a tie: adding its last bit carries only if everything below it is ones.
+        odd = low.node(
+            "BitwiseAnd",
+            low.node("BitShift", name, shift, direction="RIGHT"),
+            low.constant((s > 0).astype(unsigned)),
+        )
+        name = low.node("Add", name, odd)
+    if rounding is Rounding.HALF_AWAY and s.any():
+        # Bit s + k says that the product is not negative: only then a tie goes up.
+        sign = low.constant(np.where(s > 0, s + k, 8 * np.dtype(unsigned).itemsize - 1).astype(unsigned))
+        up = low.node("BitShift", name, sign, direction="RIGHT")
+        name = low.node(
+            "Add", low.node("Add", name, low.constant(np.maximum(half - 1, 0).astype(unsigned))), up
+        )
+    name = low.node("BitShift", name, shift, direction="RIGHT") if s.any() else name
+    to: Carrier = "int32" if k <= 29 else "int64"
+    offset = np.array((1 << k) - q.zero_point[0], to)
+    result = low.node("Sub", low.cast(name, to), low.constant(offset))
+    return replace(x, name=result, carrier=to, q=None)
+
+
+def _narrowed(low: Lowering, x: Integer, q: QParams, lowest: int, highest: int) -> Integer:
+    name = low.node("Clip", x.name, *(low.constant(np.array(v, x.carrier)) for v in (lowest, highest)))
+    codes = codes_of(name, q)
+    return codes if codes.carrier == x.carrier else replace(codes, name=low.cast(name, codes.carrier))
+
+
+def finish(low: Lowering, op: Op, x: Integer, index: int = 0) -> None:
+    """Make *x* output *index* of *op*: rescaled to the output's codes, or left in the accumulator."""
+    q = low.plan.qparams(op.outputs[index])
+    low.finish(op, x if q is None else requantize(low, op, x, q), index)

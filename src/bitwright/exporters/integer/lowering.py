@@ -1,0 +1,387 @@
+"""`Lowering`: one integer model while it is written, and what the lowering of an operator may ask of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from onnx import TensorProto, helper
+
+from bitwright.errors import BitwrightError, ModelError
+from bitwright.exporters.edit import fresh_name
+from bitwright.exporters.integer.number import Carrier, Integer, codes_of, same_parameters
+from bitwright.exporters.onnx_qdq import VALUE_KEY
+from bitwright.exporters.writer import Writer, to_numpy
+from bitwright.graph.graph import OUTPUT, Graph, Value
+from bitwright.graph.op import Op, Shape
+from bitwright.numerics.affine import quantize
+from bitwright.numerics.fixed_point import Reals
+from bitwright.numerics.lut import LookupTable
+from bitwright.numerics.spec import QParams
+from bitwright.plan.plan import Plan
+from bitwright.plan.reads import is_quantized, quantized_reads
+from bitwright.plan.target import Target
+from bitwright.registry import Registry
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """The proof that the sums of an operator fit: no magnitude exceeds *peak*, below 2^*bits*; *products*: how many matrix products
+    (byte by byte) make one."""
+
+    op: str
+    kind: str
+    peak: int
+    bits: int
+    products: int
+
+
+#: Writes one operator as integer nodes. *raises* `BitwrightError` if it cannot; what it has written is taken back then.
+Lower = Callable[["Lowering", Op], None]
+LOWERINGS: Registry[Lower] = Registry("integer lowering")
+
+
+class IntegerWriter(Writer):
+    """A `Writer` of single nodes, which can take back what was written last. *aliases*: further name -> value of the graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph, quantized_reads(graph, Plan("", {}, {})))
+        self.aliases: dict[str, str] = {}
+
+    def shape(self, value: str) -> Shape | None:
+        return super().shape(self.aliases.get(value, value))
+
+    def begin(self, op: Op) -> None:
+        """What is written from now on belongs to *op*."""
+        self._op, self._first_node = op, len(self._nodes)
+
+    def take_back(self) -> None:
+        """Forget the nodes since `begin`."""
+        for node in self._nodes[self._first_node :]:
+            for name in node.output:
+                self.owners.pop(name, None)
+        del self._nodes[self._first_node :]
+
+    def mark(self, name: str, value: str) -> str:
+        """Say in the file that the node which has just written *name* writes the codes of *value*; returns their new name."""
+        node = next(n for n in reversed(self._nodes) if name in n.output)
+        entry = node.metadata_props.add()
+        entry.key, entry.value = VALUE_KEY, value
+        renamed = fresh_name(f"{value}_quantized", self._taken)
+        node.output[list(node.output).index(name)] = renamed
+        self.owners[renamed] = self.owners.pop(name)
+        self.aliases[renamed] = value
+        return renamed
+
+    def begin_edge(self, name: str) -> None:
+        """What is written from now on belongs to the graph's input or output *name*."""
+        edge = Op()
+        edge.name = fresh_name(f"{name}.edge", self._taken)
+        self.begin(edge)
+
+    def call_inputs(self, op: Op) -> list[str | None]:
+        """Value names of what *op* is called with, numbers as constants."""
+        return self._inputs(op)
+
+
+class Lowering:
+    """State of one export: which values exist as codes, in an accumulator, as real numbers, and under which names."""
+
+    def __init__(self, graph: Graph, plan: Plan, target: Target, tables: Mapping[str, LookupTable]) -> None:
+        self.graph, self.plan, self.target, self.tables = graph, plan, target, tables
+        self.reads = quantized_reads(graph, plan)
+        self.writer = IntegerWriter(graph)
+        self.codes: dict[str, Integer] = {}
+        self.inner: dict[str, Integer] = {}
+        self.real: set[str] = {v.name for v in graph.values.values() if v.producer is None}
+        #: Quantized copies, as real numbers, of values that are also there unquantized.
+        self.copies: dict[str, str] = {}
+        self.islands: dict[str, str] = {}
+        self.accumulators: list[Accumulator] = []
+
+    # --- what a lowering may ask -----------------------------------------------------------------------------
+
+    def integer(self, op: Op, index: int) -> Integer:
+        """Input *index* as integers: codes, or an accumulator of the same group. *raises* `ModelError` if it is neither."""
+        name = self._name(op, index)
+        if name in self.inner:
+            return self.inner[name]
+        q = self.reads.get((name, op.name))
+        if q is None or q.spec.axis is not None:
+            raise self.refusal(op, f"an input that is quantized, one scale for all ({name})")
+        if self.graph.value(name).is_constant:
+            return codes_of(self.constant(to_numpy(quantize(self.graph.constant(name).detach(), q))), q)
+        return self.codes[name]
+
+    def operand(self, op: Op, index: int) -> Integer | Reals:
+        """As `integer`; a constant as the real numbers that the simulation reads."""
+        name = self._name(op, index)
+        return (
+            self.real_constant(op, index) if self.graph.value(name).is_constant else self.integer(op, index)
+        )
+
+    def real_constant(self, op: Op, index: int) -> Reals:
+        """The numbers of constant input *index* as *op* reads them, float64."""
+        name = self._name(op, index)
+        if not self.graph.value(name).is_constant:
+            raise self.refusal(op, f"a constant as input {index}")
+        q = self.reads.get((name, op.name))
+        x = self.graph.constant(name).detach()
+        if q is None:
+            return to_numpy(x).astype(np.float64)
+        scale, zero = (to_numpy(t).astype(np.float64) for t in (q.scale_tensor(x), q.zero_point_tensor(x)))
+        found: Reals = (to_numpy(quantize(x, q)).astype(np.float64) - zero) * scale
+        return found
+
+    def weight(self, op: Op, index: int) -> tuple[npt.NDArray[Any], Reals]:
+        """Codes of constant weight *index* and their scales, shaped to broadcast against them. *raises* `ModelError` for others."""
+        name = self._name(op, index)
+        q = self.reads.get((name, op.name))
+        if not self.graph.value(name).is_constant or q is None or q.spec.group or any(q.zero_point):
+            raise self.refusal(op, "a constant weight, symmetric, with scales per tensor or channel")
+        w = self.graph.constant(name).detach()
+        return to_numpy(quantize(w, q)), to_numpy(q.scale_tensor(w)).astype(np.float64)
+
+    def is_constant(self, op: Op, index: int) -> bool:
+        """Whether input *index* is a constant."""
+        name = self.graph.op_inputs(op.name)[index]
+        return name is not None and self.graph.value(name).is_constant
+
+    def has_input(self, op: Op, index: int) -> bool:
+        """Whether *op* has an input at *index*."""
+        names = self.graph.op_inputs(op.name)
+        return index < len(names) and names[index] is not None
+
+    def shape_of(self, op: Op, index: int = 0) -> Shape:
+        """The shape of input *index* at capture."""
+        shape = self.graph.value(self._name(op, index)).info.shape
+        if shape is None:
+            raise self.refusal(op, "an input of known shape")
+        return shape
+
+    def fixed_lengths(self, op: Op, axes: Sequence[int]) -> list[int]:
+        """Lengths of the first input along *axes*. *raises* `ModelError` if the batch is among them."""
+        info, shape = self.graph.value(self._name(op, 0)).info, self.shape_of(op)
+        if self.graph.info.dynamic_batch and info.batch_axis in axes:
+            raise self.refusal(op, "axes of fixed length")
+        return [shape[a] for a in axes]
+
+    def output_q(self, op: Op) -> QParams:
+        """Parameters of the codes that the group of *op* ends in."""
+        name = op.outputs[0]
+        while (q := self.plan.qparams(name)) is None:
+            readers = self.graph.value(name).readers
+            if name in self.plan.values or len(readers) != 1:
+                raise self.refusal(op, "an output that is quantized")
+            name = self.graph.op(readers[0].op).outputs[0]
+        return q
+
+    def refusal(self, op: Op, expected: str) -> ModelError:
+        """The error that makes *op* a float island."""
+        return ModelError(
+            f"operator {op.name} ({op.kind})",
+            expected=expected,
+            found="none",
+            remedy="It stays float in the integer model.",
+        )
+
+    def node(self, op_type: str, *inputs: str | None, **attributes: Any) -> str:
+        """Append a node with one result; returns its name."""
+        result = self.writer.temporary(op_type.lower())
+        self.writer.node(op_type, inputs, [result], **attributes)
+        return result
+
+    def write_itself(self, op: Op, x: str) -> list[str]:
+        """Let *op* write itself with integers *x* as its first input. *returns*: names of its outputs ("" for absent ones)."""
+        inputs = self.writer.call_inputs(op)
+        self.writer.aliases.setdefault(x, str(inputs[0]))
+        sides = [self._as_real(n) if n in self.graph.values else n for n in inputs[1:]]
+        clone = copy.copy(op)
+        clone.outputs = tuple(self.writer.temporary("moved") if o else "" for o in op.outputs)
+        clone.to_onnx(self.writer, [x, *sides])
+        return list(clone.outputs)
+
+    def constant(self, array: npt.NDArray[Any]) -> str:
+        """A stored constant's name."""
+        return self.writer.constant(array, "constant")
+
+    def cast(self, name: str, carrier: Carrier | str) -> str:
+        """*name* as integers of another type."""
+        return self.node("Cast", name, to=TensorProto.DataType.Value(carrier.upper()))
+
+    def prove(self, op: Op, peak: int, bits: int, products: int) -> None:
+        """Record that sums of *op* fit into *bits* (the sign included). *raises* `ModelError` if they do not."""
+        if peak >= 1 << (bits - 1):
+            raise ModelError(
+                f"operator {op.name} ({op.kind})",
+                expected=f"sums that provably fit into {bits} bits",
+                found=f"magnitudes up to {peak}",
+                remedy="It stays float in the integer model.",
+            )
+        self.accumulators.append(Accumulator(op.name, op.kind, peak, bits, products))
+
+    def finish(self, op: Op, result: Integer, index: int = 0) -> None:
+        """*result* is output *index* of *op*: codes as they should be, or what stays in the accumulator."""
+        value = op.outputs[index]
+        q = self.plan.qparams(value)
+        if q is None:
+            if value in self.plan.values:
+                raise self.refusal(op, f"parameters of its output {value}")
+            self.inner[value] = result
+            return
+        assert result.q is not None
+        assert same_parameters(result.q, q)
+        name = self.writer.mark(result.name, value)
+        self.codes[value] = replace(result, q=q, name=name)
+
+    def _name(self, op: Op, index: int) -> str:
+        names = self.graph.op_inputs(op.name)
+        name = names[index] if index < len(names) else None
+        if name is None:
+            raise self.refusal(op, f"an input {index}")
+        return name
+
+    # --- the whole graph -------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Write everything."""
+        for value in self.graph.values.values():
+            if value.producer is None and not value.is_constant:
+                self.writer.begin_edge(value.name)
+                self._quantize_for_readers(value, value.name)
+        for op in self.graph.ops:
+            self.writer.begin(op)
+            why = self._lower(op)
+            if why is not None:
+                self._write_island(op, why)
+        for name in dict.fromkeys(self.graph.info.outputs):
+            self.writer.begin_edge(name)
+            self._as_real(name)
+
+    def _lower(self, op: Op) -> str | None:
+        """Write *op* in integers; returns why not, if so."""
+        entry = self.plan.ops[op.name]
+        lower = LOWERINGS.find("table") if op.name in self.tables else LOWERINGS.find(op.kind)
+        if not is_quantized(self.plan, op.name):
+            return entry.why or "float in the plan"
+        if lower is None:
+            table = op.table_function() is not None
+            return "no table was built" if table else f"{op.kind} has no integer form"
+        count = len(self.accumulators)
+        try:
+            lower(self, op)
+        except BitwrightError as e:
+            self.writer.take_back()
+            del self.accumulators[count:]
+            return f"expected {e.expected}; found {e.found}"
+        return None
+
+    # --- float islands ---------------------------------------------------------------------------------------
+
+    def _write_island(self, op: Op, why: str) -> None:
+        outputs = [o for o in op.outputs if o in self.graph.values]
+        if self.plan.ops[op.name].quantizable:
+            self.islands[op.name] = why
+        names = self.writer.call_inputs(op)
+        sources = [self._island_input(op, name) if name in self.graph.values else name for name in names]
+        clone = copy.copy(op)
+        raw = {o: self.writer.temporary("raw") if self._is_rounded(o) else o for o in op.outputs if o}
+        clone.outputs = tuple(raw.get(o, o) for o in op.outputs)
+        self.writer.aliases.update({name: o for o, name in raw.items() if name != o})
+        clone.to_onnx(self.writer, sources)
+        for o in outputs:
+            if raw[o] == o:
+                self.real.add(o)
+            self._quantize_for_readers(self.graph.value(o), raw[o])
+
+    def _is_rounded(self, value: str) -> bool:
+        """Whether an island that makes *value* leaves only its codes: every reader sees them."""
+        held = self.graph.values.get(value)
+        return (
+            held is not None
+            and held.producer is not None
+            and (is_quantized(self.plan, held.producer) and self.plan.qparams(value) is not None)
+        )
+
+    def _island_input(self, op: Op, name: str | None) -> str:
+        """What an island reads: the real numbers, quantized where the plan says so."""
+        assert name is not None
+        q = self.reads.get((name, op.name))
+        if q is None:
+            return self._as_real(name)
+        if self.graph.value(name).is_constant:
+            codes = to_numpy(quantize(self.graph.constant(name).detach(), q))
+            made = self._dequantize(self.constant(codes.astype(_onnx_type(q))), q, codes.shape)
+            self.writer.aliases[made] = name
+            return made
+        if name not in self.real:
+            return self._as_real(name)
+        if name not in self.copies:
+            self.copies[name] = self._dequantize(self._stored(self.codes[name]), q)
+            self.writer.aliases[self.copies[name]] = name
+        return self.copies[name]
+
+    def _as_real(self, name: str) -> str:
+        """*name* as real numbers, under its own name."""
+        if name in self.real:
+            return name
+        self.real.add(name)
+        if name in self.inner:
+            x = self.inner[name]
+            steps = self.node(
+                "Cast",
+                self.node("Sub", self.cast(x.name, "int64"), self.constant(x.zero)),
+                to=TensorProto.FLOAT,
+            )
+            self.writer.node("Mul", [steps, self.constant(x.scale.astype(np.float32))], [name])
+            return name
+        codes = self.codes[name]
+        assert codes.q is not None
+        return self._dequantize(self._stored(codes), codes.q, result=name)
+
+    def _stored(self, codes: Integer) -> str:
+        """Codes in the type that DequantizeLinear knows."""
+        assert codes.q is not None
+        return self.cast(codes.name, codes.q.spec.dtype.name) if codes.carrier == "int32" else codes.name
+
+    def _dequantize(
+        self, codes: str, q: QParams, shape: Sequence[int] = (), *, result: str | None = None
+    ) -> str:
+        """*codes* (of *shape*, where scales are by channel or group) as real numbers."""
+        made = result or self.writer.temporary("dequantized")
+        axis: dict[str, Any] = {} if q.spec.axis is None else {"axis": q.spec.axis}
+        scale, zero = np.array(q.scale, np.float32), np.array(q.zero_point).astype(_onnx_type(q))
+        if q.spec.axis is None:
+            scale, zero = scale.reshape(()), zero.reshape(())
+        elif q.spec.group:
+            scale, zero = (a.reshape(shape[q.spec.axis], -1) for a in (scale, zero))
+            scale, zero = (scale, zero) if q.spec.axis == 0 else (scale.T, zero.T)
+            axis = {"axis": 1 - q.spec.axis, "block_size": q.spec.group}
+        self.writer.node(
+            "DequantizeLinear", [codes, self.constant(scale), self.constant(zero)], [made], **axis
+        )
+        return made
+
+    def _quantize_for_readers(self, value: Value, source: str) -> None:
+        """Codes of a value that is there as the real numbers *source*, if something reads it quantized."""
+        readers = [*(r.op for r in value.readers), OUTPUT]
+        q = next((self.reads[value.name, op] for op in readers if (value.name, op) in self.reads), None)
+        if q is None:
+            return
+        made = self.writer.temporary("codes")
+        scale, zero = np.array(q.scale[0], np.float32), np.array(q.zero_point[0]).astype(_onnx_type(q))
+        self.writer.node("QuantizeLinear", [source, self.constant(scale), self.constant(zero)], [made])
+        codes = codes_of(self.writer.mark(made, value.name), q)
+        if codes.carrier == "int32":
+            codes = replace(codes, name=self.cast(codes.name, "int32"))
+        self.writer.aliases[codes.name] = value.name
+        self.codes[value.name] = codes
+
+
+def _onnx_type(q: QParams) -> np.dtype[Any]:
+    return helper.tensor_dtype_to_np_dtype(TensorProto.DataType.Value(q.spec.dtype.name.upper()))

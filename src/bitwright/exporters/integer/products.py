@@ -1,0 +1,85 @@
+"""Matrix products and convolutions of integers: byte by byte, where an operand has 16 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bitwright.exporters.integer.lowering import Lowering
+from bitwright.exporters.integer.number import Carrier, Integer
+from bitwright.graph.op import Op
+from bitwright.numerics.fixed_point import Integers, Reals
+
+
+@dataclass(frozen=True)
+class Byte:
+    """One byte of an integer: (code - zero) · factor is its part. *peak*: largest magnitude of code - zero."""
+
+    name: str
+    zero: int
+    factor: int
+    carrier: Carrier
+    peak: int
+
+
+#: Writes the product of two bytes as an int32 node; returns its name.
+Multiply = Callable[[Byte, Byte], str]
+
+
+def in_bytes(low: Lowering, x: Integer) -> list[Byte]:
+    """*x*, 8 bits, as it is; 16 bits as 256 · high + low, each unsigned with a zero point of its own."""
+    zero = int(x.zero)
+    if x.carrier in ("int8", "uint8"):
+        return [Byte(x.name, zero, 1, x.carrier, x.peak)]
+    lift = 1 << 15 if x.lo < 0 else 0
+    name = low.node("Add", x.name, low.constant(np.array(lift, np.int32))) if lift else x.name
+    high = low.node(
+        "BitShift", low.cast(name, "uint32"), low.constant(np.array(8, np.uint32)), direction="RIGHT"
+    )
+    last = low.node("BitwiseAnd", name, low.constant(np.array(255, np.int32)))
+    zero += lift
+    found = []
+    for part, byte, factor in ((high, zero >> 8, 256), (last, zero & 255, 1)):
+        found.append(Byte(low.cast(part, "uint8"), byte, factor, "uint8", max(byte, 255 - byte)))
+    return found
+
+
+def weight_byte(low: Lowering, w: Integers) -> Byte:
+    """Weight codes of 8 bits (or fewer) as they are stored."""
+    return Byte(low.constant(w.astype(np.int8)), 0, 1, "int8", int(np.abs(w.astype(np.int64)).max(initial=0)))
+
+
+def join(
+    low: Lowering,
+    op: Op,
+    pairs: Sequence[tuple[Byte, Byte]],
+    multiply: Multiply,
+    sums: Callable[[Byte, Byte], int],
+    scale: Reals,
+) -> Integer:
+    """Σ factor · product over *pairs* of bytes, exact. *sums*: the largest magnitude that a product of two bytes can have.
+
+    One product stays int32. Several are added in int64.
+    """
+    peak = 0
+    for a, b in pairs:
+        low.prove(op, sums(a, b), 32, len(pairs))
+        peak += a.factor * b.factor * sums(a, b)
+    if len(pairs) == 1:
+        return Integer(multiply(*pairs[0]), "int32", scale, np.zeros((), np.int64), -peak, peak)
+    low.prove(op, peak, 62, len(pairs))
+    name = ""
+    for a, b in pairs:
+        part = low.cast(multiply(a, b), "int64")
+        factor = a.factor * b.factor
+        if factor > 1:
+            part = low.node("Mul", part, low.constant(np.array(factor, np.int64)))
+        name = low.node("Add", name, part) if name else part
+    return Integer(name, "int64", scale, np.zeros((), np.int64), -peak, peak)
+
+
+def zero_point(low: Lowering, byte: Byte) -> str | None:
+    """The constant that says where a byte's zero is; None if it is 0."""
+    return low.constant(np.array(byte.zero, byte.carrier)) if byte.zero else None
