@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,9 +11,10 @@ from bitwright.calibrate.statistics import Statistics, ValueStatistics
 from bitwright.errors import PlanError, UnknownName
 from bitwright.graph.graph import Graph
 from bitwright.numerics.histogram import SLOTS, Array
-from bitwright.numerics.lut import LookupTable, TableSettings
+from bitwright.numerics.lut import LookupTable, SegmentTable, TableSettings
+from bitwright.numerics.segments import CELL_BITS
 from bitwright.numerics.spec import QParams
-from bitwright.ops.table import table_of
+from bitwright.ops.table import own_settings, table_of
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import is_quantized
 
@@ -53,6 +55,21 @@ def build_tables(
 def table_operators(graph: Graph, plan: Plan) -> list[str]:
     """The quantized operators of *plan* that are looked up in tables, in execution order."""
     return [op.name for op in graph.ops if is_quantized(plan, op.name) and op.table_function() is not None]
+
+
+def settled(graph: Graph, plan: Plan, tables: Mapping[str, LookupTable]) -> Plan:
+    """*plan* with the dividing points of *tables* in place of the strategy that found them: no statistics are needed to make these
+    tables again."""
+    found = {}
+    for name, table in tables.items():
+        settings = plan.ops[name].table or own_settings(graph.op(name), table.q_in, table.q_out)
+        if isinstance(table, SegmentTable):
+            q, size = table.q_in, 1 << CELL_BITS
+            codes = [b * size - 1 + q.spec.dtype.qmin for b in table.boundaries[1:]]
+            points = tuple((c - q.zero_point[0]) * q.scale[0] for c in codes)
+            settings = replace(settings, strategy="manual", dividing_points=points, num_tables=len(points))
+        found[name] = settings
+    return plan.with_tables(found)
 
 
 def _solved(plan: Plan, op: str, value: str, what: str) -> QParams:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from bitwright.numerics.affine import dequantize, quantize
 from bitwright.numerics.lut import LookupTable, TableSettings, build_table
 from bitwright.numerics.spec import QParams
 from bitwright.ops.segment_lut import SegmentLUT
+
+#: How often each input code is read, `[256]` or `[65536]`.
+Weights = npt.NDArray[np.float64]
 
 #: Names of tables whose kind does not say the function.
 _NAMES = {"Div": "reciprocal", "SegmentLUT": "lut"}
@@ -34,9 +37,9 @@ def table_of(
     q_out: QParams,
     settings: TableSettings | None = None,
     *,
-    weights: npt.NDArray[np.float64] | None = None,
+    weights: Weights | None = None,
 ) -> LookupTable:
-    """The table of *op* between these codes. *settings*: None for those of the user's function, else the default.
+    """The table of *op* between these codes. *settings*: None for the operator's own, else for those of the user's function.
 
     *weights*: as for `build_table`. *raises* `PlanError` for an operator that is no function of one number, `NumericsError`.
     """
@@ -48,10 +51,18 @@ def table_of(
             found=f"a {op.kind}",
             remedy="Give tables to functions of one number only: exp, log, sigmoid, …",
         )
-    written = op.function if isinstance(op, TableOp) else op
-    if settings is None and isinstance(written, SegmentLUT):
-        settings = written.definition.settings_for(q_in, q_out, where)
+    settings = settings or own_settings(op, q_in, q_out)
     return build_table(function, q_in, q_out, settings, weights=weights, where=where)
+
+
+def own_settings(op: Op, q_in: QParams, q_out: QParams) -> TableSettings:
+    """How the table of *op* is made where no plan says so: as set on the operator, as its author says, or the default."""
+    if op.table_settings is not None:
+        return op.table_settings
+    written = op.function if isinstance(op, TableOp) else op
+    if isinstance(written, SegmentLUT):
+        return written.definition.settings_for(q_in, q_out, f"operator {op.name}")
+    return TableSettings()
 
 
 class _Straight(torch.autograd.Function):
@@ -66,16 +77,31 @@ class _Straight(torch.autograd.Function):
         return gradients[0], None
 
 
+class TableSource(Protocol):
+    """What keeps a table up to date where ranges may change."""
+
+    def current(self, table: LookupTable) -> LookupTable | None:
+        """*table*, or another that serves now; None where the operator is float for the time being."""
+
+
 class TableLookup(nn.Module):
     """The table of an operator: real numbers in, quantized, looked up, and out as real numbers.
 
-    *quantized_forward*: False puts the operator back to its float function.
+    *quantized_forward*: False puts the operator back to its float function. *weights*: what the table was made for.
     """
 
-    def __init__(self, table: LookupTable) -> None:
+    def __init__(
+        self, table: LookupTable, weights: Weights | None = None, source: TableSource | None = None
+    ) -> None:
         super().__init__()
-        self.table = table
+        self.table, self.weights, self.source = table, weights, source
         self.quantized_forward = True
+
+    def is_used(self) -> bool:
+        """Whether to look up, in a table that fits."""
+        current = self.table if self.source is None else self.source.current(self.table)
+        self.table = current or self.table
+        return self.quantized_forward and current is not None
 
     def forward(self, x: Tensor) -> Tensor:
         codes = quantize(x.detach().float(), self.table.q_in).to(torch.int32)
@@ -88,12 +114,12 @@ class TableLookup(nn.Module):
 
 
 class TableOp(Op):
-    """*op* computed by a table, with a straight-through gradient. The table is the submodule called as `table_name` says.
+    """An operator computed by a table, with a straight-through gradient. The table is the submodule called as `table_name` says.
 
-    It stands where *op* stood, and holds what was stored there. In files it is the float function.
+    It stands where the operator stood, and holds what was stored there. In files it is the float function.
     """
 
-    def __init__(self, op: Op, table: LookupTable) -> None:
+    def __init__(self, op: Op, lookup: TableLookup) -> None:
         super().__init__()
         self.__dict__.update(kind=op.kind, roles=op.roles, passthrough=op.passthrough, function=op)
         self.name, self.outputs, self.composite = op.name, op.outputs, op.composite
@@ -105,7 +131,7 @@ class TableOp(Op):
         while hasattr(self, leaf):
             leaf += "_"
         self.table_path = leaf
-        self.add_module(leaf, TableLookup(table))
+        self.add_module(leaf, lookup)
 
     #: The operator that the table stands for.
     function: Op
@@ -131,8 +157,21 @@ class TableOp(Op):
     def quantized_forward(self, value: bool) -> None:
         self.lookup.quantized_forward = value
 
+    @property
+    def table_settings(self) -> TableSettings | None:  # type: ignore[override]
+        """How the table is made; setting it makes the table anew, for the same codes and inputs."""
+        return self.function.table_settings
+
+    @table_settings.setter
+    def table_settings(self, settings: TableSettings | None) -> None:
+        made = table_of(
+            self.function, self.table.q_in, self.table.q_out, settings, weights=self.lookup.weights
+        )
+        self.function.table_settings = settings
+        self.lookup.table = made
+
     def forward(self, *xs: Tensor) -> Tensor:
-        if not self.quantized_forward:
+        if not self.lookup.is_used():
             exact: Tensor = self.function(*xs)
             return exact
         found: Tensor = self.lookup(xs[0])
@@ -164,7 +203,7 @@ def with_tables(graph: Graph, tables: Mapping[str, LookupTable]) -> Graph:
         if isinstance(op, TableOp):
             op.lookup.table = table
         else:
-            replace_operator(looked_up, str(looked_up.op_node(name).target), TableOp(op, table))
+            replace_operator(looked_up, str(looked_up.op_node(name).target), TableOp(op, TableLookup(table)))
     looked_up.refresh()
     return looked_up
 
@@ -173,3 +212,13 @@ def replace_operator(root: nn.Module, path: str, op: Op) -> None:
     """Put *op* at *path* of *root*."""
     owner, _, leaf = path.rpartition(".")
     root.get_submodule(owner)._modules[leaf] = op
+
+
+def without_tables(graph: Graph) -> Graph:
+    """A copy of *graph* in which every operator computes its float function."""
+    exact = copy.deepcopy(graph)
+    for op in list(exact.ops):
+        if isinstance(op, TableOp):
+            replace_operator(exact, str(exact.op_node(op.name).target), op.function)
+    exact.refresh()
+    return exact

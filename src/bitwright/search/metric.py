@@ -39,32 +39,35 @@ class MetricTask:
 
         def measure(job: Any) -> float:
             plan = None if job is None else Plan.from_json(job)
-            return self._measured(evaluate, SimulatedModel(self.graph, plan))
+            return measured(evaluate, SimulatedModel(self.graph, plan), self.where)
 
         return measure
 
-    def _measured(self, evaluate: Evaluate, model: SimulatedModel) -> float:
-        try:
-            found: Any = evaluate(model)
-        except BitwrightError:
-            raise
-        except Exception as e:
-            raise self._wrong(f"{type(e).__name__}: {e}") from e
-        if isinstance(found, Tensor) and found.numel() == 1:
-            found = found.item()
-        if isinstance(found, bool) or not isinstance(found, Real):
-            raise self._wrong(type(found).__name__)
-        if not math.isfinite(found):
-            raise self._wrong(str(found))
-        return float(found)
 
-    def _wrong(self, found: str) -> DataError:
+def measured(evaluate: Evaluate, model: nn.Module, where: str) -> float:
+    """What the user's function, called *where* in messages, finds of *model*. *raises* `DataError` if that is no finite number."""
+
+    def wrong(found: str) -> DataError:
         return DataError(
-            self.where,
+            where,
             expected="a function of a model that returns a finite number",
             found=found,
             remedy="Mend the function.",
         )
+
+    try:
+        found: Any = evaluate(model)
+    except BitwrightError:
+        raise
+    except Exception as e:
+        raise wrong(f"{type(e).__name__}: {e}") from e
+    if isinstance(found, Tensor) and found.numel() == 1:
+        found = found.item()
+    if isinstance(found, bool) or not isinstance(found, Real):
+        raise wrong(type(found).__name__)
+    if not math.isfinite(found):
+        raise wrong(str(found))
+    return float(found)
 
 
 def measure_metric(

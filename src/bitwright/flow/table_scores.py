@@ -1,0 +1,85 @@
+"""How good a network is with some of its tables in fixed point: one number for each choice, measured once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.flow.bench import Bench
+from bitwright.flow.model_source import import_object
+from bitwright.flow.settings import Settings
+from bitwright.flow.tables import build_tables
+from bitwright.graph.replay import Replay
+from bitwright.numerics.lut import LookupTable
+from bitwright.ops.table import with_tables
+from bitwright.plan.plan import Plan
+from bitwright.plan.reads import quantized_reads
+from bitwright.search.metric import Evaluate, measured
+from bitwright.search.simulated import SimulatedModel
+
+#: The outputs of a network for inputs by name.
+Run = Callable[[Mapping[str, Tensor]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """*cosine*: to the float network. *metric*: the user's, None without one. More is better."""
+
+    cosine: float
+    metric: float | None = None
+
+    @property
+    def value(self) -> float:
+        """What decides: the metric, else the cosine."""
+        return self.cosine if self.metric is None else self.metric
+
+
+class TableScores:
+    """Scores of plans of *bench*, with tables in fixed point or put back to float."""
+
+    def __init__(self, bench: Bench, settings: Settings) -> None:
+        self.bench = bench
+        self._where = f"--evaluate {settings.evaluate}"
+        self._evaluate: Evaluate | None = None
+        if settings.evaluate is not None:
+            self._evaluate = import_object(settings.evaluate, "--evaluate")
+        self._tables: list[tuple[Plan, dict[str, LookupTable]]] = []
+        self._known: dict[tuple[int, frozenset[str]], Score] = {}
+
+    def tables(self, plan: Plan) -> dict[str, LookupTable]:
+        """The tables of *plan* (solved), built once."""
+        for known, tables in self._tables:
+            if known is plan:
+                return tables
+        made = build_tables(self.bench.graph, plan, self.bench.statistics)
+        self._tables.append((plan, made))
+        return made
+
+    def score(self, plan: Plan, floating: Collection[str] = ()) -> Score:
+        """The score of *plan* with all its tables in fixed point but those of the operators *floating*."""
+        tables = {n: t for n, t in self.tables(plan).items() if n not in floating}
+        key = (id(plan), frozenset(tables))
+        if key not in self._known:
+            graph = with_tables(self.bench.graph, tables)
+            reads = quantized_reads(graph, plan)
+            replay = Replay(graph)
+            simulated = SimulatedModel(graph, plan)
+            self._known[key] = self.of(lambda inputs: replay.run(inputs, reads), simulated)
+        return self._known[key]
+
+    def of(self, run: Run, model: nn.Module) -> Score:
+        """The score of any network: *run* by value names, *model* as a user calls it."""
+        evaluator = self.bench.evaluator
+        evaluator.reference()
+        rows = []
+        for inputs, reference in evaluator.pairs():
+            count = evaluator.samples(inputs)
+            found = evaluator.scored(dict(run(inputs)), count)
+            evaluator.count(inputs, 1.0)
+            rows.append(evaluator.similarity(reference, found)[0])
+        cosine = float(torch.cat(rows).mean())
+        return Score(cosine, None if self._evaluate is None else measured(self._evaluate, model, self._where))
