@@ -66,13 +66,14 @@ class Pad(Op):
         shape = emit.shape(inputs[0])
         if self.pads is not None and self.axes is not None and shape is not None:
             # All axes written out: ONNX Runtime's layout optimiser fails on Pad with an `axes` input.
-            Pad(self._pads_of_all_axes(len(shape)), mode=self.mode, value=self.value)._write(
+            Pad(self.pads_of_all_axes(len(shape)), mode=self.mode, value=self.value)._write(
                 emit, inputs, self.outputs
             )
             return
         self._write(emit, inputs, self.outputs)
 
-    def _pads_of_all_axes(self, rank: int) -> tuple[int, ...]:
+    def pads_of_all_axes(self, rank: int) -> tuple[int, ...]:
+        """The pads of all *rank* axes, where *pads* and *axes* are constant."""
         assert self.pads is not None
         assert self.axes is not None
         n = len(self.axes)

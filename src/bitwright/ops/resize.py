@@ -56,12 +56,7 @@ class Resize(Op):
         return self.mode == "nearest"
 
     def forward(self, x: Tensor) -> Tensor:
-        for i, axis in enumerate(self.axes):
-            n = x.shape[axis]
-            length, scale = self._length(i, n)
-            if length == n and scale == 1:
-                continue
-            indices, weights = self._taps(n, length, scale)
+        for axis, indices, weights in self.taps(x.shape):
             y = None
             for tap in range(indices.shape[1]):
                 part = x.index_select(axis, torch.from_numpy(indices[:, tap].copy()).to(x.device))
@@ -73,6 +68,15 @@ class Resize(Op):
             assert y is not None
             x = y
         return x
+
+    def taps(self, shape: Sequence[int]) -> list[tuple[int, npt.NDArray[np.int64], _Floats]]:
+        """For each axis of x that changes: the axis, which elements each output element reads, and how much of them, `[length, taps]`."""
+        found = []
+        for i, axis in enumerate(self.axes):
+            length, scale = self._length(i, shape[axis])
+            if (length, scale) != (shape[axis], 1):
+                found.append((axis % len(shape), *self._taps(shape[axis], length, scale)))
+        return found
 
     def _length(self, i: int, n: int) -> tuple[int, np.float32]:
         if self.sizes is not None:

@@ -57,7 +57,6 @@ def _convolved(
     low: Lowering, op: Op, x: Integer, xs: list[Byte], w: Integers, scale: Reals, attributes: dict[str, Any]
 ) -> Integer:
     """x * w: the accumulator. *w*: `[o, c/groups, *k]` codes; *scale*: `[o]` or `[1]`."""
-    stored = weight_byte(low, w)
     reach = int(np.abs(w.astype(np.int64)).reshape(w.shape[0], -1).sum(1).max(initial=0))
 
     def multiply(a: Byte, b: Byte) -> str:
@@ -69,7 +68,7 @@ def _convolved(
     return join(
         low,
         op,
-        [(a, stored) for a in xs],
+        [(a, weight_byte(low, w)) for a in xs],
         multiply,
         lambda a, b: a.peak * reach,
         (x.scale * scale).reshape(shape),
@@ -96,7 +95,6 @@ def _stretched(
 ) -> Byte:
     """*x* with stride - 1 zeros behind every element, then padded (or, where negative, cut)."""
     channels, *sizes = lengths
-    n = len(sizes)
     zero = low.constant(np.array(x.zero, x.carrier))
     name = x.name
     if any(s > 1 for s in strides):
@@ -109,5 +107,4 @@ def _stretched(
     if any(begins) or any(ends):
         pads = np.array([0, 0, *begins, 0, 0, *ends], np.int64)
         name = low.node("Pad", name, low.constant(pads), zero)
-    assert len(begins) == n
     return Byte(name, x.zero, x.factor, x.carrier, x.peak)

@@ -9,7 +9,7 @@ import numpy as np
 from bitwright.exporters.integer.arithmetic import finish
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
 from bitwright.exporters.integer.number import Integer
-from bitwright.exporters.integer.products import Byte, in_bytes, join, weight_byte, zero_point
+from bitwright.exporters.integer.products import Byte, Multiply, in_bytes, join, weight_byte
 from bitwright.graph.op import Op
 from bitwright.numerics.fixed_point import Integers, Reals
 from bitwright.ops.linear import Gemm, Linear
@@ -62,12 +62,12 @@ def _turned(low: Lowering, x: Integer) -> Integer:
 def _by_weight(low: Lowering, op: Op, x: Integer, w: Integers, scale: Reals) -> Integer:
     """x `[..., m, k]` times codes *w* `[..., k, n]` with scales `[n]` or `[1]`."""
     reach = int(np.abs(w.astype(np.int64)).sum(-2).max(initial=0))
-    stored = weight_byte(low, np.ascontiguousarray(w))
+    w = np.ascontiguousarray(w)
     scale = scale.reshape(()) if scale.size == 1 else scale
     return join(
         low,
         op,
-        [(a, stored) for a in in_bytes(low, x)],
+        [(a, weight_byte(low, w)) for a in in_bytes(low, x)],
         _multiply(low),
         lambda a, b: a.peak * reach,
         np.asarray(x.scale * scale),
@@ -82,7 +82,7 @@ def _of_two(low: Lowering, op: Op, a: Integer, b: Integer, k: int) -> Integer:
     )
 
 
-def _multiply(low: Lowering):  # type: ignore[no-untyped-def]
+def _multiply(low: Lowering) -> Multiply:
     def multiply(a: Byte, b: Byte) -> str:
         zeros = [low.constant(np.array(x.zero, x.carrier)) for x in (a, b)] if a.zero or b.zero else []
         return low.node("MatMulInteger", a.name, b.name, *zeros)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from onnx import TensorProto, helper
 
 from bitwright.errors import BitwrightError, ModelError
@@ -44,6 +43,8 @@ class Accumulator:
 #: Writes one operator as integer nodes. *raises* `BitwrightError` if it cannot; what it has written is taken back then.
 Lower = Callable[["Lowering", Op], None]
 LOWERINGS: Registry[Lower] = Registry("integer lowering")
+#: The name in place of a kind under which all look-up tables are lowered.
+TABLE = "<table>"
 
 
 class IntegerWriter(Writer):
@@ -147,6 +148,10 @@ class Lowering:
         w = self.graph.constant(name).detach()
         return to_numpy(quantize(w, q)), to_numpy(q.scale_tensor(w)).astype(np.float64)
 
+    def side(self, op: Op, index: int) -> str:
+        """Input *index* as it is: indices, conditions."""
+        return self._as_real(self._name(op, index))
+
     def is_constant(self, op: Op, index: int) -> bool:
         """Whether input *index* is a constant."""
         name = self.graph.op_inputs(op.name)[index]
@@ -196,15 +201,27 @@ class Lowering:
         self.writer.node(op_type, inputs, [result], **attributes)
         return result
 
-    def write_itself(self, op: Op, x: str) -> list[str]:
-        """Let *op* write itself with integers *x* as its first input. *returns*: names of its outputs ("" for absent ones)."""
+    def write_itself(self, op: Op, integers: Mapping[int, str]) -> list[str]:
+        """Let *op* write itself with *integers* as those inputs. *returns*: names of its outputs ("" for absent ones).
+
+        Outputs that are no real numbers (places of maxima) have their own names then.
+        """
         inputs = self.writer.call_inputs(op)
-        self.writer.aliases.setdefault(x, str(inputs[0]))
-        sides = [self._as_real(n) if n in self.graph.values else n for n in inputs[1:]]
+        for i, name in integers.items():
+            self.writer.aliases.setdefault(name, str(inputs[i]))
+        sources = [integers.get(i) or self._side(name) for i, name in enumerate(inputs)]
         clone = copy.copy(op)
-        clone.outputs = tuple(self.writer.temporary("moved") if o else "" for o in op.outputs)
-        clone.to_onnx(self.writer, [x, *sides])
+        clone.outputs = tuple(self._moved(o) if o else "" for o in op.outputs)
+        clone.to_onnx(self.writer, sources)
+        self.real |= set(clone.outputs) & set(self.graph.values)
         return list(clone.outputs)
+
+    def _side(self, name: str | None) -> str | None:
+        return self._as_real(name) if name in self.graph.values else name
+
+    def _moved(self, output: str) -> str:
+        held = self.graph.values.get(output)
+        return output if held is not None and not held.info.is_float else self.writer.temporary("moved")
 
     def constant(self, array: npt.NDArray[Any]) -> str:
         """A stored constant's name."""
@@ -266,7 +283,7 @@ class Lowering:
     def _lower(self, op: Op) -> str | None:
         """Write *op* in integers; returns why not, if so."""
         entry = self.plan.ops[op.name]
-        lower = LOWERINGS.find("table") if op.name in self.tables else LOWERINGS.find(op.kind)
+        lower = LOWERINGS.find(TABLE) if op.name in self.tables else LOWERINGS.find(op.kind)
         if not is_quantized(self.plan, op.name):
             return entry.why or "float in the plan"
         if lower is None:

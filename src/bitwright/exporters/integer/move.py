@@ -1,4 +1,4 @@
-"""Operators that only move codes about: they write themselves, on integers instead of real numbers."""
+"""Operators that only move or choose codes: they write themselves, on integers instead of real numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from bitwright.exporters.integer.arithmetic import finish
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
 from bitwright.exporters.integer.number import Carrier, same_parameters
 from bitwright.graph.op import Op
-from bitwright.ops.resize import Resize
 
 #: Kinds for which ONNX Runtime lacks a kernel of some types -> the types it has.
 _KERNELS: dict[str, tuple[Carrier, ...]] = {
@@ -21,10 +20,10 @@ _KERNELS: dict[str, tuple[Carrier, ...]] = {
 @LOWERINGS.register(
     *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "ExpandAs", "Tile", "Flip"),
     *("Slice", "Split", "Gather", "GatherElements", "GatherND", "DepthToSpace", "SpaceToDepth", "Trilu"),
-    *("Identity", "Dropout"),
+    *("Identity", "Dropout", "TopK", "Extremum", "ReduceMax", "ReduceMin"),
 )
 def move(low: Lowering, op: Op) -> None:
-    """Write *op* itself; its results are the codes of its first input, in other places."""
+    """Write *op* itself; its results are codes of its first input."""
     x = low.integer(op, 0)
     if x.scale.size > 1 or x.zero.size > 1:
         raise low.refusal(op, "an input with one scale")
@@ -34,9 +33,10 @@ def move(low: Lowering, op: Op) -> None:
         if x.carrier == "int32":
             raise low.refusal(op, f"a kernel of {op.kind} for 16-bit codes in ONNX Runtime")
         name = low.cast(name, carriers[0])
-    made = low.write_itself(op, name)
+    made = low.write_itself(op, {0: name})
     for i, result in enumerate(made):
-        if op.outputs[i] not in low.graph.values:
+        held = low.graph.values.get(op.outputs[i])
+        if held is None or not held.info.is_float:
             continue
         if x.carrier not in carriers:
             result = low.cast(result, x.carrier)
@@ -45,11 +45,3 @@ def move(low: Lowering, op: Op) -> None:
             low.finish(op, moved, i)
         else:
             finish(low, op, moved, i)
-
-
-@LOWERINGS.register("Resize")
-def _resize(low: Lowering, op: Op) -> None:
-    assert isinstance(op, Resize)
-    if op.mode != "nearest":
-        raise low.refusal(op, "the mode nearest")
-    move(low, op)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bitwright.exporters.integer.arithmetic import centred, finish, requantize
+from bitwright.exporters.integer.arithmetic import centred, finish
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
 from bitwright.exporters.integer.number import Integer
 from bitwright.graph.op import Op

@@ -47,7 +47,7 @@ def in_bytes(low: Lowering, x: Integer) -> list[Byte]:
 
 
 def weight_byte(low: Lowering, w: Integers) -> Byte:
-    """Weight codes of 8 bits (or fewer) as they are stored."""
+    """Weight codes of 8 bits (or fewer), stored once for every product: ONNX Runtime 1.31 does not load two that share them."""
     return Byte(low.constant(w.astype(np.int8)), 0, 1, "int8", int(np.abs(w.astype(np.int64)).max(initial=0)))
 
 

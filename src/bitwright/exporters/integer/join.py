@@ -1,0 +1,100 @@
+"""Operators that put several values together, or constants among codes: concat, where, pad, embedding, resize."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from bitwright.exporters.integer.arithmetic import centred, finish, requantize
+from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
+from bitwright.exporters.integer.move import move
+from bitwright.exporters.integer.number import Carrier, Integer, codes_of
+from bitwright.exporters.writer import to_numpy
+from bitwright.graph.op import Op
+from bitwright.numerics.affine import quantize
+from bitwright.numerics.spec import QParams
+from bitwright.ops.pad import Pad
+from bitwright.ops.resize import Resize
+from bitwright.ops.where import Where
+
+
+@LOWERINGS.register("Concat", "Stack")
+def _concat(low: Lowering, op: Op) -> None:
+    q = low.output_q(op)
+    count = len(low.graph.op_inputs(op.name))
+    codes = {i: requantize(low, op, low.integer(op, i), q).name for i in range(count)}
+    (name,) = low.write_itself(op, codes)
+    low.finish(op, codes_of(name, q))
+
+
+@LOWERINGS.register("Where")
+def _where(low: Lowering, op: Op) -> None:
+    assert isinstance(op, Where)
+    q = low.output_q(op)
+    names, place = [], 1
+    for scalar in (op.a, op.b):
+        if scalar is None:
+            names.append(requantize(low, op, low.integer(op, place), q).name)
+            place += 1
+        else:
+            names.append(low.constant(_code(scalar, q)))
+    condition = low.side(op, 0)
+    low.finish(op, codes_of(low.node("Where", condition, *names), q))
+
+
+@LOWERINGS.register("Pad")
+def _pad(low: Lowering, op: Op) -> None:
+    assert isinstance(op, Pad)
+    if op.mode != "constant":
+        move(low, op)
+        return
+    if op.pads is None or None in op.pads:
+        raise low.refusal(op, "constant pads")
+    rank, q = len(low.shape_of(op)), low.output_q(op)
+    pads = op.pads_of_all_axes(rank) if op.axes is not None else op.pads
+    x = requantize(low, op, low.integer(op, 0), q)
+    name = low.node("Pad", x.name, low.constant(np.array(pads, np.int64)), low.constant(_code(op.value, q)))
+    low.finish(op, codes_of(name, q))
+
+
+@LOWERINGS.register("Embedding")
+def _embedding(low: Lowering, op: Op) -> None:
+    """The rows as codes of the output: rescaled once, offline."""
+    q = low.output_q(op)
+    rows = torch.from_numpy(low.real_constant(op, 0).astype(np.float32))
+    stored = low.constant(to_numpy(quantize(rows, q)).astype(codes_of("", q).carrier))
+    name = low.node("Gather", stored, low.side(op, 1), axis=0)
+    low.finish(op, codes_of(name, q))
+
+
+def _code(value: float, q: QParams) -> np.ndarray:  # type: ignore[type-arg]
+    """The code of a number, in the type that codes have in the file."""
+    return to_numpy(quantize(torch.tensor(value, dtype=torch.float32), q)).astype(codes_of("", q).carrier)
+
+
+@LOWERINGS.register("Resize")
+def _resize(low: Lowering, op: Op) -> None:
+    """Nearest neighbours move codes; otherwise each axis is a sum of a few elements with weights in units of a power of two."""
+    assert isinstance(op, Resize)
+    if op.mode == "nearest":
+        move(low, op)
+        return
+    x = centred(low, low.integer(op, 0))
+    narrow = x.peak < 256 and len(op.axes) <= 2 and op.mode == "linear"
+    bits, to = (11, "int32") if narrow else (15, "int64")
+    carrier: Carrier = "int32" if narrow else "int64"
+    name = x.name if x.carrier == carrier else low.cast(x.name, carrier)
+    peak, scale = x.peak, x.scale
+    for axis, indices, weights in op.taps(low.shape_of(op)):
+        low.fixed_lengths(op, [axis])
+        whole = np.round(weights.astype(np.float64) * 2.0**bits).astype(np.int64)
+        column = [-1 if a == axis else 1 for a in range(len(low.shape_of(op)))]
+        joined = ""
+        for tap in range(indices.shape[1]):
+            part = low.node("Gather", name, low.constant(np.ascontiguousarray(indices[:, tap])), axis=axis)
+            part = low.node("Mul", part, low.constant(whole[:, tap].reshape(column).astype(to)))
+            joined = low.node("Add", joined, part) if joined else part
+        name, scale = joined, np.asarray(scale * 2.0**-bits)
+        peak *= int(np.abs(whole).sum(1).max())
+    low.prove(op, peak, 32 if narrow else 62, 1)
+    finish(low, op, Integer(name, carrier, scale, np.zeros((), np.int64), -peak, peak))

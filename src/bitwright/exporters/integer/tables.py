@@ -1,0 +1,180 @@
+"""Look-up tables: Gather, and linear interpolation between entries in the arithmetic of `numerics/lookup_table.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bitwright.exporters.integer.arithmetic import finish, requantize
+from bitwright.exporters.integer.lowering import LOWERINGS, TABLE, Lowering
+from bitwright.exporters.integer.number import Carrier, Integer, codes_of, same_parameters
+from bitwright.exporters.writer import to_numpy
+from bitwright.graph.op import Op
+from bitwright.numerics.affine import dequantize, quantize
+from bitwright.numerics.lookup_table import (
+    BLEND_BITS,
+    LINE_BITS,
+    MIDDLE,
+    PHASE_BITS,
+    REGULAR_BITS,
+    SEEN_BITS,
+    DirectTable,
+    LookupTable,
+    PeriodicTable,
+    RegularTable,
+    SegmentTable,
+)
+from bitwright.numerics.segments import CELL_BITS
+from bitwright.numerics.spec import QParams
+
+
+@LOWERINGS.register(TABLE)
+def _table(low: Lowering, op: Op) -> None:
+    table = low.tables[op.name]
+    x = low.integer(op, 0)
+    if x.q is None or not same_parameters(x.q, table.q_in) or (x.floor, x.ceiling) != (None, None):
+        x = requantize(low, op, x, table.q_in)
+    finish(low, op, _FORMS[type(table)](low, x.name, table))
+
+
+@LOWERINGS.register("Floor", "Ceil", "Round", "Trunc", "Sign", "Shrink", "ThresholdedRelu")
+def _jumping(low: Lowering, op: Op) -> None:
+    """Functions that jump: the result of every code, since no interpolation follows them."""
+    x, q = low.integer(op, 0), low.output_q(op)
+    if x.q is None:
+        raise low.refusal(op, "an input that is quantized")
+    d = x.q.spec.dtype
+    every = dequantize(torch.arange(d.qmin, d.qmax + 1), x.q)
+    finish(low, op, _looked_up(low, x.name, x.q, quantize(op(every), q), q))
+
+
+def _looked_up(low: Lowering, codes: str, q_in: QParams, entries: Tensor, q_out: QParams) -> Integer:
+    """*entries* `[n]`, from the smallest code on, at *codes*. Negative indices count from the end, so nothing is subtracted."""
+    d = q_in.spec.dtype
+    stored = np.roll(to_numpy(entries), d.qmin)
+    result = codes_of("", q_out)
+    index = codes if d.bits == 16 else low.cast(codes, "int32")
+    name = low.node("Gather", low.constant(stored.astype(result.carrier)), index)
+    return codes_of(name, q_out)
+
+
+def _direct(low: Lowering, codes: str, table: LookupTable) -> Integer:
+    assert isinstance(table, DirectTable)
+    return _looked_up(low, codes, table.q_in, table.entries, table.q_out)
+
+
+def _regular(low: Lowering, codes: str, table: LookupTable) -> Integer:
+    assert isinstance(table, RegularTable)
+    u = _from_zero(low, codes, table)
+    fraction = low.node("BitwiseAnd", u, _number(low, (1 << REGULAR_BITS) - 1))
+    y = _between(low, table.entries, _shift(low, u, REGULAR_BITS), fraction, REGULAR_BITS, "int32")
+    return _result(y, "int32", REGULAR_BITS, table)
+
+
+def _segments(low: Lowering, codes: str, table: LookupTable) -> Integer:
+    assert isinstance(table, SegmentTable)
+    u = _from_zero(low, codes, table)
+    negative = ""
+    if table.symmetric_mode != "none":
+        offset = low.node("Sub", u, _number(low, MIDDLE))
+        negative = low.node("Less", offset, _number(low, 0))
+        u = low.node("Add", low.node("Abs", offset), _number(low, MIDDLE))
+        u = low.node("Min", u, _number(low, 2 * MIDDLE - 1))
+    held = low.node("Clip", u, _number(low, table.first), _number(low, table.last))
+    y, carrier, bits = _on_the_curve(low, held, table), "int32", BLEND_BITS
+    if not table.covers_all:
+        y, carrier, bits = _with_lines(low, u, y, table), "int64", LINE_BITS
+    if table.symmetric_mode == "odd":
+        y = low.node("Where", negative, low.node("Neg", y), y)
+    return _result(y, "int64" if carrier == "int64" else "int32", bits, table)
+
+
+def _on_the_curve(low: Lowering, u: str, table: SegmentTable) -> str:
+    """Entries · 2^10 at the covered offset codes *u*."""
+    k = to_numpy(table.spacings).astype(np.int64)
+    cell = _shift(low, u, CELL_BITS)
+
+    def by_cell(values: npt.NDArray[np.int64], to: Carrier | str) -> str:
+        return low.node("Gather", low.constant(values.astype(to)), cell)
+
+    shifted = low.node("BitShift", low.cast(u, "uint32"), by_cell(k, "uint32"), direction="RIGHT")
+    index = low.node(
+        "Add", low.cast(shifted, "int32"), by_cell(to_numpy(table.bases).astype(np.int64), "int32")
+    )
+    fraction = low.node("BitwiseAnd", u, by_cell((1 << k) - 1, "int32"))
+    fraction = low.node("Mul", fraction, by_cell(1 << (BLEND_BITS - k), "int32"))
+    return _between(low, table.entries, index, fraction, BLEND_BITS, "int32")
+
+
+def _with_lines(low: Lowering, u: str, y: str, table: SegmentTable) -> str:
+    """Entries · 2^24: *y*, and what the straight lines add outside."""
+    wide = low.cast(u, "int64")
+    y = low.node("Mul", low.cast(y, "int64"), _number(low, 1 << (LINE_BITS - BLEND_BITS), "int64"))
+    for bound, slope, op_type in (
+        (table.first, table.slopes[0], "Min"),
+        (table.last, table.slopes[1], "Max"),
+    ):
+        if slope:
+            beyond = low.node(
+                op_type, low.node("Sub", wide, _number(low, bound, "int64")), _number(low, 0, "int64")
+            )
+            y = low.node("Add", y, low.node("Mul", beyond, _number(low, slope, "int64")))
+    return y
+
+
+def _periodic(low: Lowering, codes: str, table: LookupTable) -> Integer:
+    assert isinstance(table, PeriodicTable)
+    wide = low.node("Sub", low.cast(codes, "int64"), _number(low, table.q_in.zero_point[0], "int64"))
+    turns = low.node("Mul", wide, _number(low, table.multiplier, "int64"))
+    phase = low.node("BitwiseAnd", turns, _number(low, (1 << PHASE_BITS) - 1, "int64"))
+    phase = _shift(low, phase, PHASE_BITS - SEEN_BITS, "uint64")
+    bits = SEEN_BITS - table.index_bits
+    fraction = low.cast(low.node("BitwiseAnd", phase, _number(low, (1 << bits) - 1)), "int64")
+    y = _between(low, table.entries, _shift(low, phase, bits), fraction, bits, "int64")
+    return _result(y, "int64", bits, table)
+
+
+_FORMS: dict[type[LookupTable], Callable[[Lowering, str, LookupTable], Integer]] = {
+    DirectTable: _direct,
+    RegularTable: _regular,
+    SegmentTable: _segments,
+    PeriodicTable: _periodic,
+}
+
+
+def _number(low: Lowering, value: int, to: Carrier = "int32") -> str:
+    return low.constant(np.array(value, to))
+
+
+def _from_zero(low: Lowering, codes: str, table: LookupTable) -> str:
+    """Offset codes, 0 … 65535."""
+    qmin = table.q_in.spec.dtype.qmin
+    return low.node("Sub", codes, _number(low, qmin)) if qmin else codes
+
+
+def _shift(low: Lowering, u: str, bits: int, unsigned: str = "uint32") -> str:
+    """u >> bits, of integers that are not negative; int32."""
+    amount = low.constant(np.array(bits, unsigned))
+    return low.cast(low.node("BitShift", low.cast(u, unsigned), amount, direction="RIGHT"), "int32")
+
+
+def _between(low: Lowering, entries: Tensor, index: str, fraction: str, bits: int, to: Carrier) -> str:
+    """Entries · 2^bits, *fraction* · 2^-bits of the way from entry *index* to the next."""
+    held = to_numpy(entries).astype(np.int64)
+    start = low.node("Gather", low.constant((held[:-1] << bits).astype(to)), index)
+    rise = low.node("Gather", low.constant(np.diff(held).astype(to)), index)
+    return low.node("Add", start, low.node("Mul", rise, fraction))
+
+
+def _result(name: str, to: Carrier, bits: int, table: RegularTable | SegmentTable | PeriodicTable) -> Integer:
+    """Entries · 2^bits as what they stand for: the rescale to output codes is the rounding shift of the table."""
+    shift = bits + table.fraction_bits
+    zero = (table.q_out.zero_point[0] - table.offset) << shift
+    # On a straight line an entry may grow by the steepest slope, 2^16, for each of 2^16 codes.
+    peak = 1 << (bits + (15 if to == "int32" else 33))
+    scale = np.array(table.q_out.scale[0] * 2.0**-shift)
+    return Integer(name, to, scale, np.array(zero, np.int64), -peak, peak)
