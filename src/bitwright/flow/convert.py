@@ -22,6 +22,7 @@ from bitwright.graph.graph import Graph, GraphInput
 from bitwright.numerics.affine import THRESHOLD_FLOOR
 from bitwright.numerics.spec import QParams
 from bitwright.ops.batchnorm import channels_of, fold_factor, over_channels, times_channels
+from bitwright.ops.table import without_tables
 from bitwright.plan.plan import Plan, ValueEntry
 from bitwright.plan.reads import is_quantized
 from bitwright.rewrite.fold_batchnorm import fold_batchnorm
@@ -82,7 +83,7 @@ class _Decision:
     def __init__(self, prepared: PreparedModel) -> None:
         self.prepared = prepared
         self.facts = prepared.facts
-        self.graph = copy.deepcopy(prepared.float_graph()).cpu().eval()
+        self.graph = without_tables(prepared.float_graph()).cpu().eval()
         self.places = {place.value: place for place in self.facts.places}
         self.factors: dict[str, tuple[Tensor, int, int]] = {}
 

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Protocol
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from bitwright.numerics.table_settings import TableSettings
+
 Shape = tuple[int, ...]
 
 
@@ -76,6 +78,8 @@ class Op(nn.Module):
     bias_axis: ClassVar[int | None] = None
     #: What the operator is a part of, if a rewrite took one apart.
     composite: Composite | None = None
+    #: How the operator's look-up table is made, if it has one and not the default.
+    table_settings: TableSettings | None = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -74,7 +74,8 @@ class SegmentLUT(nn.Module):
         if torch.compiler.is_exporting():
             CAPTURED[self._key] = self.definition
             return segment_lut(x, self._key)
-        return self.definition.function(x)
+        y: Tensor = self.definition.function(x)
+        return y
 
     def extra_repr(self) -> str:
         s = self.definition.settings

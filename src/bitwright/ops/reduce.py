@@ -54,7 +54,6 @@ class Reduce(Op):
         self.__dict__["kind"] = kind
         self.axes = None if axes is None else tuple(axes)
         self.keep = keep
-        self._reduction = _REDUCTIONS[kind]
 
     @property
     def passthrough(self) -> bool:  # type: ignore[override]
@@ -62,7 +61,7 @@ class Reduce(Op):
 
     def forward(self, x: Tensor) -> Tensor:
         axes = tuple(range(x.dim())) if self.axes is None else tuple(a % x.dim() for a in self.axes)
-        return self._reduction(x, axes, self.keep) if axes else x
+        return _REDUCTIONS[self.kind](x, axes, self.keep) if axes else x
 
     def output_range(self) -> tuple[float, float] | None:
         return (0.0, float("inf")) if self.kind in ("ReduceL1", "ReduceL2", "ReduceSumSquare") else None

@@ -66,15 +66,17 @@ def own_settings(op: Op, q_in: QParams, q_out: QParams) -> TableSettings:
 
 
 class _Straight(torch.autograd.Function):
-    """What was looked up, with the gradient of the exact function."""
+    """What was looked up, with the gradient of the exact function where that is within the *limits* of the output."""
 
     @staticmethod
-    def forward(ctx: Any, exact: Tensor, looked_up: Tensor) -> Tensor:
+    def forward(ctx: Any, exact: Tensor, looked_up: Tensor, limits: tuple[float, float]) -> Tensor:
+        ctx.save_for_backward((exact >= limits[0]) & (exact <= limits[1]))
         return looked_up
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (inside,) = ctx.saved_tensors
+        return gradients[0] * inside, None, None
 
 
 class TableSource(Protocol):
@@ -176,7 +178,10 @@ class TableOp(Op):
             return exact
         found: Tensor = self.lookup(xs[0])
         if torch.is_grad_enabled() and xs[0].requires_grad:
-            found = _Straight.apply(self.function(*xs), found)  # type: ignore[no-untyped-call]
+            q = self.table.q_out
+            margin = q.scale[0] / 2  # what rounds to an end is not beyond it
+            limits = (q.limits[0] - margin, q.limits[1] + margin)
+            found = _Straight.apply(self.function(*xs), found, limits)  # type: ignore[no-untyped-call]
         return found
 
     def table_function(self) -> TensorFunction | None:

@@ -13,7 +13,9 @@ from torch import Tensor, fx, nn
 
 from bitwright.errors import ModelError
 from bitwright.graph.graph import Graph, GraphInfo
+from bitwright.graph.op import Op
 from bitwright.graph.structure import Record, graph_of, held_by, keep_state, module_of, records_of
+from bitwright.ops.table import replace_operator
 from bitwright.plan.plan import Plan
 from bitwright.plan.target import Target
 from bitwright.table import Table
@@ -100,6 +102,24 @@ class PreparedModel(fx.GraphModule):
     def float_graph(self) -> Graph:
         """The operators without the quantizers, over the same parameters."""
         return Graph.build(self, graph_of(list(self.facts.operators)), self.facts.info)
+
+    def quantizer_of(self, value: str) -> Quantizer | None:
+        """What quantizes *value*, or the value whose codes it passes on; None if nothing does."""
+        paths = {place.value: place.path for place in self.facts.places}
+        name: str | None = value
+        while name is not None and name not in paths:
+            entry = self.facts.plan.values.get(name)
+            name = None if entry is None else entry.same_as
+        if name is None:
+            return None
+        found = self.get_submodule(paths[name])
+        assert isinstance(found, Quantizer)
+        return found
+
+    def put_operator(self, path: str, op: Op) -> None:
+        """Let *op* compute what the operator at *path* computed."""
+        replace_operator(self, path, op)
+        self.__dict__["_kinds"][path] = type(op)
 
     def check_unchanged(self) -> None:
         """*raises* `ModelError` if operators were replaced or the graph was edited since `prepare`."""
