@@ -22,7 +22,7 @@ FLOORS = {
     "plan": 3,
     "importers": 4, "rewrite": 4, "calibrate": 4, "data": 4, "search": 4, "exporters": 4, "runtime": 4, "report": 4, "train": 4,
     "demo": 5, "flow": 5,
-    "cli": 6, "quantization": 6,
+    "cli": 6, "quantization": 6, "nn": 6,
 }  # fmt: skip
 
 

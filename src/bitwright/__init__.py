@@ -30,11 +30,14 @@ if TYPE_CHECKING:
     from bitwright.flow.search import run_mixed as run_mixed
     from bitwright.flow.search import run_sensitivity as run_sensitivity
     from bitwright.flow.settings import Settings as Settings
+    from bitwright.flow.tables import build_tables as build_tables
     from bitwright.flow.tune import tune as tune
     from bitwright.graph.graph import Graph as Graph
     from bitwright.graph.replay import Replay as Replay
     from bitwright.importers.from_onnx import load_onnx as load_onnx
     from bitwright.importers.from_torch import capture as capture
+    from bitwright.numerics.lut import TableSettings as TableSettings
+    from bitwright.ops.table import with_tables as with_tables
     from bitwright.plan.assign import assign as assign
     from bitwright.plan.plan import Plan as Plan
     from bitwright.plan.qconfig import ModuleNameQconfigSetter as ModuleNameQconfigSetter
@@ -78,6 +81,7 @@ if TYPE_CHECKING:
     from bitwright.plan.target import Target as Target
     from bitwright.plan.target import load_target as load_target
     from bitwright.rewrite.decompose_attention import decompose_attention as decompose_attention
+    from bitwright.rewrite.decompose_composites import decompose_composites as decompose_composites
     from bitwright.rewrite.fold_batchnorm import fold_batchnorm as fold_batchnorm
     from bitwright.runtime.session import Session as Session
     from bitwright.runtime.verify import verify as verify
@@ -97,6 +101,8 @@ if TYPE_CHECKING:
     from bitwright.train.control import set_fake_quantize as set_fake_quantize
     from bitwright.train.prepared import PreparedModel as PreparedModel
     from bitwright.train.states import FakeQuantState as FakeQuantState
+    from bitwright.train.tables import convert_segment_lut as convert_segment_lut
+    from bitwright.train.tables import set_quantized_forward as set_quantized_forward
 
 _HOMES = {
     "BitwrightError": "errors",
@@ -117,8 +123,10 @@ _HOMES = {
     "Similarity": "search.similarity",
     "Solver": "calibrate.solve",
     "Statistics": "calibrate.statistics",
+    "TableSettings": "numerics.lut",
     "Target": "plan.target",
     "assign": "plan.assign",
+    "build_tables": "flow.tables",
     "calibration_4bit_weight_8bit_act_qconfig_setter": "plan.setters",
     "calibration_8bit_weight_16bit_act_qconfig_setter": "plan.setters",
     "candidate_reads": "search.sensitivity",
@@ -126,7 +134,9 @@ _HOMES = {
     "check_qat_model": "train.check",
     "collect": "calibrate.collect",
     "convert": "flow.convert",
+    "convert_segment_lut": "train.tables",
     "decompose_attention": "rewrite.decompose_attention",
+    "decompose_composites": "rewrite.decompose_composites",
     "default_calibration_qconfig_setter": "plan.setters",
     "default_qat_fixed_act_qconfig_setter": "plan.setters",
     "default_qat_qconfig_setter": "plan.setters",
@@ -159,9 +169,11 @@ _HOMES = {
     "sensitive_op_qat_8bit_weight_16bit_act_qconfig_setter": "plan.setters",
     "sensitive_op_qat_8bit_weight_16bit_fixed_act_qconfig_setter": "plan.setters",
     "set_fake_quantize": "train.control",
+    "set_quantized_forward": "train.tables",
     "sketch_sensitivity": "search.sketched",
     "tune": "flow.tune",
     "verify": "runtime.verify",
+    "with_tables": "ops.table",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -7,6 +7,7 @@ from bitwright.flow.convert import QuantizedModel as QuantizedModel
 from bitwright.flow.convert import convert as convert
 from bitwright.flow.convert import export as export
 from bitwright.flow.prepare import prepare as prepare
+from bitwright.numerics.lut import TableSettings as TableSettings
 from bitwright.plan.qconfig import ModuleNameQconfigSetter as ModuleNameQconfigSetter
 from bitwright.plan.qconfig import QConfig as QConfig
 from bitwright.plan.qconfig import get_default_qconfig as get_default_qconfig
@@ -48,3 +49,5 @@ from bitwright.train.control import load_observer_params as load_observer_params
 from bitwright.train.control import reset_scale as reset_scale
 from bitwright.train.control import set_fake_quantize as set_fake_quantize
 from bitwright.train.states import FakeQuantState as FakeQuantState
+from bitwright.train.tables import convert_segment_lut as convert_segment_lut
+from bitwright.train.tables import set_quantized_forward as set_quantized_forward
