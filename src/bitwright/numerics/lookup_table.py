@@ -20,13 +20,15 @@ BLEND_BITS = WIDEST
 REGULAR_BITS = 7
 #: Fraction bits of the straight lines outside the covered range.
 LINE_BITS = 24
+#: Bits of the fraction of a period: of the multiplier that makes one of a code, and of those that are then looked at.
+PHASE_BITS, SEEN_BITS = 44, 26
 #: Offset code of the middle of 16-bit inputs: code 0 of int16.
 MIDDLE = CELLS << (CELL_BITS - 1)
 
 
 @dataclass(frozen=True, eq=False)
 class LookupTable:
-    """A function from the codes of *q_in* to those of *q_out*; one of the three kinds below."""
+    """A function from the codes of *q_in* to those of *q_out*; one of the kinds below."""
 
     q_in: QParams
     q_out: QParams
@@ -49,14 +51,19 @@ class LookupTable:
         The reference saturates like the output and is not rounded: a perfect table errs by up to 0.5. *weights*: `[n]`, how often each
         code occurs; codes of weight 0 are left out.
         """
-        d, exact = self.q_out.spec.dtype, evaluate(function, self.q_in, "look-up table")[:-1]
-        weights = np.ones(len(exact)) if weights is None else weights
-        used = np.isfinite(exact) & (weights > 0)
+        errors = self.errors(function)
+        weights = np.ones(len(errors)) if weights is None else weights
+        used = np.isfinite(errors) & (weights > 0)
         if not used.any():
             return 0.0, 0.0
-        reference = np.clip(exact[used] / self.q_out.scale[0] + self.q_out.zero_point[0], d.qmin, d.qmax)
-        errors = np.abs(self.results.numpy()[used] - reference)
-        return float(errors.max()), float(np.sqrt(np.average(errors**2, weights=weights[used])))
+        return float(errors[used].max()), float(np.sqrt(np.average(errors[used] ** 2, weights=weights[used])))
+
+    def errors(self, function: RealFunction) -> Array:
+        """The error at every input code, from the smallest on, in output steps: `[n]`; not finite where *function* is not."""
+        d, exact = self.q_out.spec.dtype, evaluate(function, self.q_in, "look-up table")[:-1]
+        exact = np.where(np.isfinite(exact), exact, np.nan)
+        reference = np.clip(exact / self.q_out.scale[0] + self.q_out.zero_point[0], d.qmin, d.qmax)
+        return np.abs(self.results.numpy() - reference)
 
     @cached_property
     def results(self) -> Tensor:
@@ -163,6 +170,29 @@ class SegmentTable(LookupTable):
         """Entries · 2^24: *y*, and what the lines add outside."""
         left, right = (u - self.first).clamp(max=0), (u - self.last).clamp(min=0)
         return (y << (LINE_BITS - BLEND_BITS)) + left * self.slopes[0] + right * self.slopes[1]
+
+
+@dataclass(frozen=True, eq=False)
+class PeriodicTable(LookupTable):
+    """16-bit input, one period of a function that repeats, in 2^*index_bits* intervals, linear between entries.
+
+    *entries*: `[2^index_bits + 1]` int16, (output code - *offset*) · 2^*fraction_bits*. *multiplier*: periods per input code · 2^44, below 2^44.
+    """
+
+    entries: Tensor
+    offset: int
+    fraction_bits: int
+    index_bits: int
+    multiplier: int
+
+    def compute(self, codes: Tensor) -> Tensor:
+        turns = (codes - self.q_in.zero_point[0]) * self.multiplier
+        phase = (turns & ((1 << PHASE_BITS) - 1)) >> (PHASE_BITS - SEEN_BITS)
+        bits = SEEN_BITS - self.index_bits
+        entries, i = self.entries.to(torch.int64), phase >> bits
+        y = (entries[i] << bits) + (entries[i + 1] - entries[i]) * (phase & ((1 << bits) - 1))
+        rounded = shift_right(y, bits + self.fraction_bits, self.q_out.spec.rounding)
+        return self._clamped(rounded + self.offset)
 
 
 def blended(low: Tensor, high: Tensor, fraction: Tensor, k: Tensor | int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -14,9 +15,11 @@ from bitwright.numerics.lookup_table import (
     BLEND_BITS,
     LINE_BITS,
     MIDDLE,
+    PHASE_BITS,
     REGULAR_BITS,
     DirectTable,
     LookupTable,
+    PeriodicTable,
     RegularTable,
     SegmentTable,
     blended,
@@ -25,6 +28,7 @@ from bitwright.numerics.rounding import round_
 from bitwright.numerics.segments import (
     CELL_BITS,
     CELLS,
+    INTERVALS,
     WIDEST,
     Boundaries,
     CellErrors,
@@ -40,6 +44,7 @@ from bitwright.numerics.table_curve import (
     Mask,
     RealFunction,
     TableCurve,
+    evaluate,
     require_known_inputs,
     sample,
     usable_range,
@@ -49,6 +54,7 @@ from bitwright.numerics.table_settings import TableSettings
 __all__ = [
     "DirectTable",
     "LookupTable",
+    "PeriodicTable",
     "RegularTable",
     "SegmentTable",
     "TableSettings",
@@ -59,6 +65,8 @@ __all__ = [
 _INT16 = (-(1 << 15), (1 << 15) - 1)
 #: Steeper lines (entries per code) saturate any output after one code.
 _STEEPEST = 1 << 16
+#: Output steps by which a function may miss the period, or the symmetry, that is claimed; a saturated output has one code more on one side.
+_GAP = 1.0
 #: Share of the weight that all covered codes have in common, seen or not.
 UNSEEN = 0.001
 
@@ -89,8 +97,10 @@ def build_table(
         require_known_inputs(curve, weights, q_in, where)
     if form == "direct":
         return _direct(curve, q_in, q_out)
+    if settings.period is not None:
+        return _periodic(function, curve, q_in, q_out, settings, where)
     if form == "regular":
-        entries, offset, bits = _entries(curve, q_out)
+        entries, offset, bits = _entries(curve.with_lines(), q_out)
         return RegularTable(q_in, q_out, entries[:: 1 << REGULAR_BITS], offset, bits)
     return _SegmentBuilder(curve, q_in, q_out, settings, weights, where).table()
 
@@ -126,7 +136,7 @@ def _form(q_in: QParams, q_out: QParams, settings: TableSettings, where: str) ->
 def _direct(curve: TableCurve, q_in: QParams, q_out: QParams) -> DirectTable:
     """entry[c] = clamp(round(f((c - z_in) s_in) / s_out) + z_out), in float64."""
     d = q_out.spec.dtype
-    steps = round_(torch.from_numpy(curve.values[:-1].copy()), q_out.spec.rounding)
+    steps = round_(torch.from_numpy(curve.with_lines()[:-1].copy()), q_out.spec.rounding)
     # Clamped before it becomes an integer: a value may be beyond any.
     entries = (steps + q_out.zero_point[0]).clamp(d.qmin, d.qmax)
     return DirectTable(q_in, q_out, entries.to(torch.int64).to(d.storage))
@@ -144,11 +154,39 @@ def entry_format(q_out: QParams) -> tuple[int, int]:
     return d.qmin + MIDDLE, 0
 
 
-def _entries(curve: TableCurve, q_out: QParams) -> tuple[Tensor, int, int]:
-    """What an entry at each offset code would be, `[n + 1]` int16; the output code of entry 0; fraction bits."""
+def _entries(values: Array, q_out: QParams) -> tuple[Tensor, int, int]:
+    """Entries of *values*, output codes minus the zero point: same shape, int16; the output code of entry 0; fraction bits."""
     offset, bits = entry_format(q_out)
-    exact = torch.from_numpy((curve.values + (q_out.zero_point[0] - offset)) * 2.0**bits)
+    exact = torch.from_numpy((values + (q_out.zero_point[0] - offset)) * 2.0**bits)
     return round_(exact, q_out.spec.rounding).clamp(*_INT16).to(torch.int16), offset, bits
+
+
+def _periodic(
+    function: RealFunction,
+    curve: TableCurve,
+    q_in: QParams,
+    q_out: QParams,
+    settings: TableSettings,
+    where: str,
+) -> PeriodicTable:
+    """Entries over one period, from 0 on; as many intervals as the segments would have, rounded up to a power of two."""
+    assert settings.period is not None
+    gap = np.abs(
+        evaluate(lambda x: function(x + settings.period), q_in, where) / q_out.scale[0] - curve.values
+    )
+    if not curve.known.all() or not gap.max() <= _GAP:
+        raise NumericsError(
+            where,
+            expected=f"a function that repeats every {settings.period:g}",
+            found=f"values that differ by up to {gap.max():.3g} output steps",
+            remedy="Leave period out, or give the function's own.",
+        )
+    index_bits = (settings.num_tables * INTERVALS - 1).bit_length()
+    x = torch.arange((1 << index_bits) + 1, dtype=torch.float64) * (settings.period / (1 << index_bits))
+    entries, offset, bits = _entries(function(x).double().numpy() / q_out.scale[0], q_out)
+    whole = 1 << PHASE_BITS
+    multiplier = round(Fraction(q_in.scale[0]) / Fraction(settings.period) * whole) % whole
+    return PeriodicTable(q_in, q_out, entries, offset, bits, index_bits, multiplier)
 
 
 class _SegmentBuilder:
@@ -164,7 +202,7 @@ class _SegmentBuilder:
         where: str,
     ) -> None:
         self.curve, self.q_in, self.q_out, self.settings, self.where = curve, q_in, q_out, settings, where
-        self.entries, self.offset, self.bits = _entries(curve, q_out)
+        self.entries, self.offset, self.bits = _entries(curve.values, q_out)
         d = q_out.spec.dtype
         #: The output code, not rounded, that is right for each offset code.
         self.reference = np.clip(curve.values + q_out.zero_point[0], d.qmin, d.qmax)
@@ -272,8 +310,7 @@ class _SegmentBuilder:
         left = (self.reference[1:MIDDLE] - z_out)[::-1] * (-1 if mode == "odd" else 1)
         known = self.curve.known[MIDDLE + 1 :] & self.curve.known[1:MIDDLE][::-1]
         gap = np.abs(right - left)[known]
-        # One step of an output is saturated on one side only.
-        if len(gap) and gap.max() > 1.0:
+        if len(gap) and gap.max() > _GAP:
             raise NumericsError(
                 self.where,
                 expected=f"an {mode} function",

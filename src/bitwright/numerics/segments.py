@@ -16,6 +16,7 @@ Boundaries = tuple[int, ...]
 #: log2 of the codes of a cell, and of the intervals that a segment may have.
 CELL_BITS = 6
 INTERVAL_BITS = 6
+INTERVALS = 1 << INTERVAL_BITS
 #: Cells of a 16-bit input.
 CELLS = 1 << (16 - CELL_BITS)
 #: Widest entry spacing, as a power of two: one segment over all codes.
@@ -23,8 +24,10 @@ WIDEST = 16 - INTERVAL_BITS
 
 #: A division of the least squared error may have this much more of it, if its largest error is smaller.
 SLACK = 0.01
-#: Halvings of the interval in which the least possible largest error lies.
+#: Halvings of the interval in which the least possible largest error lies: few, each costs a whole search.
 _HALVINGS = 4
+#: A largest error, in output steps, below which no smaller one is looked for: half of it is the output's own rounding.
+_GOOD = 1.0
 
 
 def spacing(a: int, b: int) -> int:
@@ -39,7 +42,7 @@ def _spacings() -> npt.NDArray[np.int8]:
     last = (np.arange(CELLS + 1)[None, :] << CELL_BITS) - 1
     found = np.full((CELLS + 1, CELLS + 1), WIDEST, dtype=np.int8)
     for k in range(WIDEST - 1, -1, -1):
-        found[(last >> k) - (first >> k) + 1 <= 1 << INTERVAL_BITS] = k
+        found[(last >> k) - (first >> k) + 1 <= INTERVALS] = k
     return found
 
 
@@ -134,10 +137,10 @@ def optimal(errors: CellErrors, count: int, rivals: tuple[Boundaries, ...] = ())
     assert best is not None, "one segment is always possible"
     squared, largest = errors.of(_shifted(best, errors.start))
     allowed = min([squared * (1 + SLACK), *(errors.of(r)[0] for r in rivals)])
-    # The least largest error lies between that of the finest entries everywhere and what was just found.
-    low, high = 0.5, largest
-    for _ in range(_HALVINGS if count <= 24 else 2):
-        if high - low < 0.05 * high:
+    # The least possible largest error lies between the output's rounding and what was just found.
+    low, high = _GOOD / 2, largest
+    for _ in range(_HALVINGS if count <= 24 else _HALVINGS // 2):
+        if high <= _GOOD:
             break
         middle = float(np.sqrt(low * high))
         tried = _least(np.where(errors.largest <= middle, errors.squared, np.inf), count)

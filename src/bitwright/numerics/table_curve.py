@@ -30,7 +30,7 @@ class TableCurve:
     """*values*: `[n + 1]` float64, output codes minus the zero point, unclamped, at offset codes u = code - qmin, with u = n beyond the last.
 
     *known*: `[n]`, where the function itself is finite. *first*, *last*: offset codes of the covered range, both inside.
-    *slopes*: output codes per input code left and right of it.
+    Outside, values go on as the function ends there. *slopes*: of the straight lines left and right, output codes per input code.
     """
 
     values: Array
@@ -38,6 +38,14 @@ class TableCurve:
     first: int
     last: int
     slopes: tuple[float, float]
+
+    def with_lines(self) -> Array:
+        """*values*, with the straight lines outside the range."""
+        # One past the last code belongs to the function where the range reaches the end.
+        last = self.last + (self.last == len(self.known) - 1)
+        u = np.arange(len(self.values))
+        below, above = np.minimum(u - self.first, 0), np.maximum(u - last, 0)
+        return self.values[np.clip(u, self.first, last)] + below * self.slopes[0] + above * self.slopes[1]
 
 
 def sample(
@@ -64,12 +72,13 @@ def sample(
     if not known[:-1].any():
         raise _not_finite(q_in, 0, where)
     values = _hold(values)
-    slopes = _slopes(values, first, last, q_in, q_out, gradients)
-    u = np.arange(len(values))
-    left, right = values[first] + slopes[0] * (u - first), values[last] + slopes[1] * (u - last)
-    # One past the last code belongs to the function where the range reaches the end.
-    end = last + 1 if last == len(values) - 2 else last
-    values = np.where(u < first, left, np.where(u > end, right, values))
+    slopes = _end_slopes(values, first, last)
+    if input_range is not None:
+        # The last entry inside and the first outside share an interval: the latter goes on as the function ends, whatever the gradients.
+        values = TableCurve(values, known[:-1], first, last, slopes).with_lines()
+    if gradients is not None:
+        unit = q_in.scale[0] / q_out.scale[0]
+        slopes = gradients[0] * unit, gradients[1] * unit
     return TableCurve(values, known[:-1], first, last, slopes)
 
 
@@ -186,18 +195,8 @@ def _hold(values: Array) -> Array:
     return values[nearest]
 
 
-def _slopes(
-    values: Array,
-    first: int,
-    last: int,
-    q_in: QParams,
-    q_out: QParams,
-    gradients: tuple[float, float] | None,
-) -> tuple[float, float]:
-    """Output codes per input code of the two lines."""
-    if gradients is not None:
-        unit = q_in.scale[0] / q_out.scale[0]
-        return gradients[0] * unit, gradients[1] * unit
+def _end_slopes(values: Array, first: int, last: int) -> tuple[float, float]:
+    """Output codes per input code at both ends of the range."""
     span = min(_END, last - first)
     left, right = values[first + span] - values[first], values[last] - values[last - span]
     return float(left / span), float(right / span)

@@ -20,7 +20,8 @@ class TableSettings:
 
     *form*: "auto" is direct for 8-bit inputs, segment for 16-bit ones. *num_tables*: segments, at most. *dividing_points*: of strategy
     "manual", the largest input of each segment, real units, ascending. *input_range*: what the table covers, real units; None: all codes.
-    *gradients*: real output per real input, left and right of that. *symmetric_mode*: half the table serves both signs.
+    *gradients*: real output per real input, left and right of that. *symmetric_mode*: half the table serves both signs. *period*: real
+    units; the table holds one period of a function that repeats (sine: 2π) in entries as far apart; takes no strategy, range or symmetry.
     *raises* `NumericsError`, `UnknownName`.
     """
 
@@ -31,6 +32,7 @@ class TableSettings:
     input_range: tuple[float, float] | None = None
     gradients: tuple[float, float] | None = None
     symmetric_mode: str = "none"
+    period: float | None = None
 
     def __post_init__(self) -> None:
         for kind, name, known in (
@@ -54,6 +56,20 @@ class TableSettings:
         if self.gradients is not None and not all(math.isfinite(g) for g in self.gradients):
             raise _wrong(
                 "finite gradients (left, right)", str(self.gradients), "Use 0 to hold the last value."
+            )
+
+        self._check_period()
+
+    def _check_period(self) -> None:
+        if self.period is None:
+            return
+        if not (math.isfinite(self.period) and self.period > 0):
+            raise _wrong("a period > 0", f"{self.period:g}", "For sine and cosine it is 2π.")
+        if self.input_range or self.gradients or self.symmetric_mode != "none" or self.form == "regular":
+            raise _wrong(
+                "no input_range, gradients or symmetric_mode beside a period, and not form regular",
+                f"{self}",
+                "A table of one period serves all inputs: leave the others out.",
             )
 
     def _check_points(self) -> None:
