@@ -245,26 +245,6 @@ def test_dropout_is_alive_in_training_mode_alone_however_the_model_was_prepared(
     assert differs == {True: True, False: False}
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: nn.MultiheadAttention(6, 2, 0.1, batch_first=True),
-        lambda: nn.LSTM(6, 4, 2, dropout=0.1, batch_first=True),
-    ],
-)
-def test_dropout_that_torch_hides_in_an_operator_is_said_to_be_lost(make: Callable[[], nn.Module]) -> None:
-    class Hiding(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.part = make()
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.part(*[x] * (3 if isinstance(self.part, nn.MultiheadAttention) else 1))[0]  # type: ignore[no-any-return]
-
-    with pytest.warns(UserWarning, match="the dropout inside part is left out"):
-        prepare(Hiding(), torch.randn(2, 3, 6))
-
-
 @pytest.mark.parametrize("mode", [True, False])
 def test_the_prepared_model_is_in_the_mode_of_the_float_model(mode: bool) -> None:
     model = prepare(small().train(mode), pixels(2))

@@ -15,8 +15,12 @@ from bitwright.errors import ModelError
 from bitwright.flow.bench import read_model
 from bitwright.flow.wishes import Choice, attributes_of, choose, granted, report_of
 from bitwright.graph.graph import Graph
+from bitwright.graph.op import Op
 from bitwright.graph.replay import Replay
 from bitwright.importers.torch_export import bind_example
+from bitwright.ops.attention import Attention
+from bitwright.ops.dropout import Dropout
+from bitwright.ops.recurrent import StackedRecurrent
 from bitwright.plan.assign import assign
 from bitwright.plan.plan import Plan
 from bitwright.plan.qconfig import (
@@ -56,11 +60,11 @@ def prepare(
     chip = target if isinstance(target, Target) else load_target(target)
     check_mode(batchnorm)
     wished = attributes_of(model)
-    _warn_of_lost_dropout(model)
     setters = as_setters(qconfig_setter) or (() if wished else (default_qat_qconfig_setter,))
     if isinstance(model, nn.Module):
         _check_parameters(model)
     captured = _captured(model, example_inputs)
+    _warn_of_lost_dropout(model, captured)
     graph = decompose_attention(captured)
     if chip.tables:
         graph = decompose_composites(graph)
@@ -138,16 +142,31 @@ def _captured(model: nn.Module | Graph | str | Path, example_inputs: Any) -> Gra
         ) from error
 
 
-def _warn_of_lost_dropout(model: object) -> None:
-    """Dropout that torch hides inside one operator does not survive capture: of attention weights, between LSTM layers."""
+def _warn_of_lost_dropout(model: object, captured: Graph) -> None:
+    """Dropout that torch hides inside a module is lost where that module became something unusual (with projections, …)."""
     if not isinstance(model, nn.Module):
         return
-    lost = [path for path, m in model.named_modules() if _hides_dropout(m)]
+    kept = [op.name for op in captured.ops if _drops(op)]
+    lost = [
+        path or type(model).__name__
+        for path, module in model.named_modules()
+        if _hides_dropout(module)
+        and any(_is_in(op, path) for op in captured.op_names)
+        and not any(_is_in(op, path) for op in kept)
+    ]
     if lost:
         warnings.warn(
             f"prepare: the dropout inside {', '.join(lost)} is left out, also in training; all other dropout is kept",
             stacklevel=3,
         )
+
+
+def _drops(op: Op) -> bool:
+    return isinstance(op, Dropout) or (isinstance(op, (Attention, StackedRecurrent)) and op.dropout > 0.0)
+
+
+def _is_in(op: str, path: str) -> bool:
+    return not path or op == path or op.startswith(f"{path}.")
 
 
 def _hides_dropout(module: nn.Module) -> bool:

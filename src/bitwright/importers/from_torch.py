@@ -24,11 +24,13 @@ from bitwright.errors import ModelError
 from bitwright.graph.graph import Graph, GraphInfo, GraphInput
 from bitwright.importers.assemble import Assembler, look_at_values
 from bitwright.importers.torch_calls import Call, read_calls
+from bitwright.importers.torch_dropout import take_attention_dropout
 from bitwright.importers.torch_export import (
     Example,
     bind_example,
     explain,
     export,
+    export_training,
     run_original,
     warn_about_training_branches,
     why_fixed,
@@ -53,9 +55,10 @@ def capture(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True
     owned = _copy(model).eval()
     answer = run_original(owned, example)
     program, dynamic = _export(owned, example, dynamic_batch=dynamic_batch)
-    warn_about_training_branches(
-        owned, _large_enough(example) if dynamic else example, program, dynamic=dynamic
-    )
+    trained = export_training(owned, _large_enough(example) if dynamic else example, dynamic=dynamic)
+    if trained is not None:
+        take_attention_dropout(program, trained)
+        warn_about_training_branches(owned, program, trained)
     graph = _Reader(owned, example, program, dynamic=dynamic).graph()
     _look(graph, example, dynamic=dynamic)
     _check(graph, example, answer, type(model).__name__)

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from bitwright.errors import ModelError
+from bitwright.importers.torch_dropout import call_in_evaluation, shown_dropout
 
 _REMEDY = "Rewrite that part without Python control flow on tensor contents, or capture a submodule; see torch.export."
 
@@ -124,11 +125,13 @@ def export(model: nn.Module, example: Example, *, dynamic: bool) -> ExportedProg
     if dynamic:
         shapes = {name: _map(lambda t: {0: batch}, value) for name, value in example.bound.arguments.items()}
     copied = example.mapped(torch.clone)
-    with _plain_attention(), warnings.catch_warnings():
+    with _plain_attention(), shown_dropout(model) as shown, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.export.export(
+        program = torch.export.export(
             model, copied.bound.args, copied.bound.kwargs, dynamic_shapes=shapes, strict=False
         )
+    call_in_evaluation(program, shown)
+    return program
 
 
 def explain(model: nn.Module, error: Exception) -> ModelError:
@@ -181,25 +184,29 @@ def _plain_attention() -> Iterator[None]:
 
 # --- branches on self.training -----------------------------------------------------------------------------------
 
-_MODE_DEPENDENT = ("batch_norm", "dropout", "instance_norm", "rrelu")
+_MODE_DEPENDENT = ("batch_norm", "instance_norm", "rrelu")
+
+
+def export_training(model: nn.Module, example: Example, *, dynamic: bool) -> ExportedProgram | None:
+    """The graph of *model* (in evaluation mode) in training, for comparison; None where there is nothing to compare.
+
+    It costs a second export, so it is made only where an author's class mentions `training`; and it is best effort.
+    """
+    if not any(_mentions_training(type(m)) for m in model.modules()):
+        return None
+    model.train()
+    try:
+        return export(model, example, dynamic=dynamic)
+    except Exception:  # a training branch that cannot be traced cannot be compared either
+        return None
+    finally:
+        model.eval()
 
 
 def warn_about_training_branches(
-    model: nn.Module, example: Example, program: ExportedProgram, *, dynamic: bool
+    model: nn.Module, program: ExportedProgram, trained: ExportedProgram
 ) -> None:
-    """Warns if *model* (in evaluation mode) does something else in training, besides batch norm and dropout.
-
-    Costs a second export, so it is done only where an author's class mentions `training`; and it is best effort.
-    """
-    if not any(_mentions_training(type(m)) for m in model.modules()):
-        return
-    model.train()
-    try:
-        trained = export(model, example, dynamic=dynamic)
-    except Exception:  # a training branch that cannot be traced cannot be compared either
-        return
-    finally:
-        model.eval()
+    """Warns if *trained* computes something else than *program*, besides what batch norm and dropout do in training."""
     found, expected = _op_counts(trained.graph), _op_counts(program.graph)
     if found != expected:
         changed = sorted(k for k in {*found, *expected} if found[k] != expected[k])

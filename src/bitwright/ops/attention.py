@@ -18,17 +18,22 @@ class Attention(Op):
     """softmax(q k' * scale + mask) v. Inputs: q `[..., l, e]`, k `[..., s, e]`, v `[..., s, d]`, mask or None.
 
     *scale*: None means 1 / sqrt(e). *is_boolean*: the mask says which keys may be seen, instead of being added.
+    *dropout*: the probability with which a softmax weight is zeroed in training.
     """
 
     kind = "Attention"
     roles = (Role.ACTIVATION, Role.ACTIVATION, Role.ACTIVATION, Role.INDEX)
 
-    def __init__(self, *, scale: float | None, is_causal: bool, is_boolean: bool) -> None:
+    def __init__(
+        self, *, scale: float | None, is_causal: bool, is_boolean: bool, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.scale, self.is_causal, self.is_boolean = scale, is_causal, is_boolean
+        self.dropout = dropout
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.is_causal, scale=self.scale)
+        p = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=self.is_causal, scale=self.scale)
 
     def factor(self, width: int) -> float:
         """The scale for heads of *width* elements."""
@@ -73,13 +78,14 @@ class Attention(Op):
 
 @ATEN.register("scaled_dot_product_attention")
 def _attention_from_aten(call: AtenCall) -> Built | None:
-    if call["dropout_p"] != 0 or call["enable_gqa"]:
+    if call["enable_gqa"]:
         return None
     mask = call["attn_mask"]
     op = Attention(
         scale=call["scale"],
         is_causal=call["is_causal"],
         is_boolean=mask is not None and not seen(mask).dtype.is_floating_point,
+        dropout=call["dropout_p"],
     )
     return Built(op, (call["query"], call["key"], call["value"], mask))
 

@@ -39,12 +39,21 @@ def _reordered(x: Tensor, gates: Sequence[int], axis: int = 0) -> Tensor:
 
 
 def _run(
-    kind: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], bidirectional: bool
+    kind: str,
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    *,
+    bidirectional: bool,
+    training: bool,
 ) -> Any:
-    """torch's fused layers. x `[t, n, i]`; states `[layers d, n, h]`; weights as torch orders them."""
+    """torch's fused layers. x `[t, n, i]`; states `[layers d, n, h]`; weights as torch orders them.
+
+    *training*: cuDNN has a backward pass in that mode only.
+    """
     per_direction = 4
     layers = len(weights) // per_direction // (2 if bidirectional else 1)
-    options = (True, layers, 0.0, False, bidirectional, False)
+    options = (True, layers, 0.0, training, bidirectional, False)
     if kind == "LSTM":
         return torch.lstm(x, list(states), list(weights), *options)
     function = {"GRU": torch.gru, "RNN": torch.rnn_tanh, "RNN relu": torch.rnn_relu}[kind]
@@ -96,7 +105,8 @@ class Recurrent(Op):
             found: tuple[Tensor, ...] = (y, last)
         else:
             kind = "RNN relu" if self.relu else self.kind
-            found = _run(kind, x, states, self._torch_weights(w, r, b), d == 2)
+            weights = self._torch_weights(w, r, b)
+            found = _run(kind, x, states, weights, bidirectional=d == 2, training=self.training)
         t, n = x.shape[:2]
         y = found[0].reshape(t, n, d, self.hidden).transpose(1, 2)
         if self.direction == "reverse":
@@ -164,7 +174,8 @@ class StackedRecurrent(Op):
     """Layers with torch's inputs: x, initial h (and c for LSTM) `[layers d, n, h]`, then for every layer and direction
     W `[g h, i]`, R `[g h, h]` and, with *bias*, two biases `[g h]`. Outputs: y `[t, n, d h]`, last h, (LSTM) last c.
 
-    *batch_first*: x and y are `[n, t, …]`. *relu*: RNN with Relu instead of Tanh.
+    *batch_first*: x and y are `[n, t, …]`. *relu*: RNN with Relu instead of Tanh. *dropout*: the probability with which an
+    element between two layers is zeroed in training.
     """
 
     def __init__(
@@ -176,11 +187,12 @@ class StackedRecurrent(Op):
         bidirectional: bool,
         batch_first: bool,
         relu: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.__dict__["kind"] = kind
         self.layers, self.bias, self.bidirectional = layers, bias, bidirectional
-        self.batch_first, self.relu = batch_first, relu
+        self.batch_first, self.relu, self.dropout = batch_first, relu, dropout
         self._states = 2 if kind == "LSTM" else 1
 
     def role(self, index: int) -> Role:
@@ -194,7 +206,8 @@ class StackedRecurrent(Op):
 
     def forward(self, x: Tensor, *rest: Tensor) -> Tensor | tuple[Tensor, ...]:
         states, weights = rest[: self._states], list(rest[self._states :])
-        options = (self.bias, self.layers, 0.0, False, self.bidirectional, self.batch_first)
+        p = self.dropout if self.layers > 1 else 0.0
+        options = (self.bias, self.layers, p, self.training, self.bidirectional, self.batch_first)
         found: tuple[Tensor, ...]
         if self.kind == "LSTM":
             found = torch.lstm(x, list(states), weights, *options)
@@ -360,6 +373,8 @@ def _check_lengths(call: OnnxCall) -> None:
 def _recurrent_from_aten(call: AtenCall) -> Built | None:
     if "batch_first" not in call.args:  # packed sequences
         return None
+    if call["train"] and call["dropout"]:  # dropout that the author wants in evaluation too
+        return None
     name = call.target
     x = call["input"]
     states = call["hx"]
@@ -377,5 +392,6 @@ def _recurrent_from_aten(call: AtenCall) -> Built | None:
         bidirectional=call["bidirectional"],
         batch_first=call["batch_first"],
         relu=name == "rnn_relu",
+        dropout=call["dropout"],
     )
     return Built(op, (x, *listed, *weights))

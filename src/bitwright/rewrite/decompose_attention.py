@@ -10,6 +10,7 @@ from torch import fx
 
 from bitwright.graph.graph import Graph, ValueInfo
 from bitwright.ops.attention import Attention
+from bitwright.ops.dropout import Dropout
 from bitwright.ops.elementwise import Elementwise
 from bitwright.ops.linear import MatMul
 from bitwright.ops.shape import Transpose
@@ -19,9 +20,11 @@ from bitwright.rewrite.parts import Parts
 
 
 def decompose_attention(graph: Graph) -> Graph:
-    """A copy of *graph* in which every `Attention` became `<name>.k_transposed`, `.qk`, `.scale`, `.mask`, `.softmax`, `.av`.
+    """A copy of *graph* in which every `Attention` became `<name>.k_transposed`, `.qk`, `.scale`, `.mask`, `.softmax`,
+    `.dropout`, `.av`.
 
-    `.mask` is there only if there is a mask; `.av` makes the value that the attention made.
+    `.mask` is there only if there is a mask, `.dropout` if weights are dropped in training; `.av` makes the value that the
+    attention made.
     """
     taken_apart = copy.deepcopy(graph)
     for name in graph.op_names:
@@ -48,6 +51,8 @@ def _take_apart(op: Attention, parts: Parts) -> None:
     x = parts.add("scale", factor, (x,), scores)
     x = _masked(op, parts, x, mask, scores)
     x = parts.add("softmax", Softmax("Softmax", axis=-1), (x,), scores)
+    if op.dropout:
+        x = parts.add("dropout", Dropout(op.dropout), (x,), scores)
     parts.finish(parts.add("av", MatMul(), (x, v), parts.output))
 
 

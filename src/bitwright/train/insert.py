@@ -14,6 +14,7 @@ from bitwright.graph.structure import graph_of, records_of
 from bitwright.numerics.spec import QuantSpec
 from bitwright.ops.batchnorm import BatchNorm, channels_of, fold_factor, over_channels, times_channels
 from bitwright.ops.conv import Conv, ConvTranspose
+from bitwright.ops.dropout import Dropout
 from bitwright.ops.linear import Gemm, Linear
 from bitwright.plan.plan import Plan, ValueEntry
 from bitwright.plan.qconfig import FakeQuantConfig, QConfig
@@ -103,11 +104,19 @@ class _Insertion:
         )
         quantizer = self._quantizer(value.name, spec, config, (), is_weight=False)
         path = self._register(self._home(value, edges), quantizer)
+        self.places.append(Place(value.name, path))
         node = self.nodes[self.source.value(value.name).node]
+        if self._is_dropped(value) and len(edges) == len(value.readers) and not value.is_output:
+            # On the chip nothing is dropped: what it rounds is what dropout reads, not yet scaled by 1 / (1 - p).
+            with self.graph.inserting_before(node):
+                node.args = (self.graph.call_module(path, node.args),)
+            return
         with self.graph.inserting_after(node):
             copy = self.graph.call_module(path, (node,))
         self._redirect(node, copy, edges)
-        self.places.append(Place(value.name, path))
+
+    def _is_dropped(self, value: Value) -> bool:
+        return value.producer is not None and isinstance(self.folded.op(value.producer), Dropout)
 
     def _is_nonnegative(self, value: Value, entry: ValueEntry) -> bool:
         """Whether nothing negative can ever be in *value*: what a target with unsigned codes asks."""
