@@ -170,22 +170,23 @@ def _periodic(
     where: str,
 ) -> PeriodicTable:
     """Entries over one period, from 0 on; as many intervals as the segments would have, rounded up to a power of two."""
-    assert settings.period is not None
+    period = settings.period
+    assert period is not None
     gap = np.abs(
-        evaluate(lambda x: function(x + settings.period), q_in, where) / q_out.scale[0] - curve.values
+        evaluate(lambda x: function(x + period), q_in, where) / q_out.scale[0] - curve.values
     )
     if not curve.known.all() or not gap.max() <= _GAP:
         raise NumericsError(
             where,
-            expected=f"a function that repeats every {settings.period:g}",
+            expected=f"a function that repeats every {period:g}",
             found=f"values that differ by up to {gap.max():.3g} output steps",
             remedy="Leave period out, or give the function's own.",
         )
     index_bits = (settings.num_tables * INTERVALS - 1).bit_length()
-    x = torch.arange((1 << index_bits) + 1, dtype=torch.float64) * (settings.period / (1 << index_bits))
+    x = torch.arange((1 << index_bits) + 1, dtype=torch.float64) * (period / (1 << index_bits))
     entries, offset, bits = _entries(function(x).double().numpy() / q_out.scale[0], q_out)
     whole = 1 << PHASE_BITS
-    multiplier = round(Fraction(q_in.scale[0]) / Fraction(settings.period) * whole) % whole
+    multiplier = round(Fraction(q_in.scale[0]) / Fraction(period) * whole) % whole
     return PeriodicTable(q_in, q_out, entries, offset, bits, index_bits, multiplier)
 
 

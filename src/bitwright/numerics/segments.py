@@ -115,17 +115,13 @@ def _largest_of_segments(largest: Array, pairs: npt.NDArray[np.intp]) -> Array:
         below = levels[-1]
         levels.append(np.maximum(below[:, :-half], below[:, half:]))
     found = np.zeros((cells + 1, cells + 1))
+    lengths = np.arange(cells + 1)[None, :] - np.arange(cells + 1)[:, None]
     for level, maxima in enumerate(levels):
         width = 1 << level
-        a, b = np.nonzero(_lengths(cells) // width == 1)
+        a, b = np.nonzero((lengths >= width) & (lengths < 2 * width))
         k = pairs[a, b]
         found[a, b] = np.maximum(maxima[k, a], maxima[k, b - width])
     return found
-
-
-def _lengths(cells: int) -> npt.NDArray[np.intp]:
-    b = np.arange(cells + 1)
-    return np.asarray(np.maximum(b[None, :] - b[:, None], 0), dtype=np.intp)
 
 
 def optimal(errors: CellErrors, count: int, rivals: tuple[Boundaries, ...] = ()) -> Boundaries:
