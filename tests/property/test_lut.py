@@ -294,6 +294,22 @@ def test_lookup_takes_any_shape_and_integer_type() -> None:
     assert table.lookup(torch.empty(0, dtype=torch.int16)).shape == (0,)
 
 
+def test_interpolation_between_the_extreme_entries_fits_int32() -> None:
+    extremes = np.array([-32768, 32767])
+    for k in range(11):
+        r = np.arange(2**k)
+        for a in extremes:
+            for b in extremes:
+                wide = a * 1024 + (b - a) * (r << (10 - k)) + 2**21
+                narrow = (
+                    np.int32(a) * np.int32(1024)
+                    + np.int32(b - a) * (r << (10 - k)).astype(np.int32)
+                    + np.int32(2**21)
+                )
+                assert narrow.dtype == np.int32
+                assert (wide == narrow).all()
+
+
 def objective_weights(seen: Reals | None) -> Reals:
     uniform = np.full(65536, 1 / 65536)
     return uniform if seen is None else seen / seen.sum() * 0.999 + uniform * 0.001
