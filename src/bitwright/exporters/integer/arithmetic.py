@@ -124,12 +124,11 @@ def _multiplier(low: Lowering, x: Integer, q: QParams) -> tuple[Integers, Intege
 def _shifted(low: Lowering, x: Integer, m: Integers, s: Integers, q: QParams) -> Integer:
     """(x - zero) · m / 2^s, rounded, plus the zero point of *q*.
 
-    An offset of 2^(s + k) makes the product unsigned, because ONNX shifts nothing else; shifted it is 2^k for every channel.
+    An offset of 2^(s + k) makes the product unsigned, because ONNX shifts nothing else; 2^k, above any result, is what it becomes.
     """
     magnitude = x.bound * int(np.abs(m).max())
-    largest = int(np.max((x.peak * np.abs(m) >> s) + 1))
-    k = largest.bit_length()
-    narrow = magnitude < 1 << _ROOM[32] and int(s.max()) + k <= 30
+    k = np.frexp(((x.peak * np.abs(m)) >> s) + 1)[1].astype(np.int64)  # bit lengths of the largest results
+    narrow = magnitude < 1 << _ROOM[32] and int((s + k).max()) <= 30
     signed, unsigned = (np.int32, np.uint32) if narrow else (np.int64, np.uint64)
     s, m = np.broadcast_arrays(s, m) if s.shape != m.shape else (s, m)
     half = np.where(s > 0, np.left_shift(np.int64(1), np.maximum(s - 1, 0)), 0)
@@ -159,9 +158,9 @@ def _shifted(low: Lowering, x: Integer, m: Integers, s: Integers, q: QParams) ->
             "Add", low.node("Add", name, low.constant(np.maximum(half - 1, 0).astype(unsigned))), up
         )
     name = low.node("BitShift", name, shift, direction="RIGHT") if s.any() else name
-    to: Carrier = "int32" if k <= 29 else "int64"
-    offset = np.array((1 << k) - q.zero_point[0], to)
-    result = low.node("Sub", low.cast(name, to), low.constant(offset))
+    to: Carrier = "int32" if int(k.max()) <= 29 else "int64"
+    offset = np.left_shift(np.int64(1), k) - q.zero_point[0]
+    result = low.node("Sub", low.cast(name, to), low.constant(offset.astype(to)))
     return replace(x, name=result, carrier=to, q=None)
 
 

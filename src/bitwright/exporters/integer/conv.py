@@ -9,7 +9,7 @@ import numpy as np
 from bitwright.exporters.integer.arithmetic import finish
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
 from bitwright.exporters.integer.number import Integer
-from bitwright.exporters.integer.products import Byte, in_bytes, join, weight_byte, zero_point
+from bitwright.exporters.integer.products import Byte, in_bytes, join, weight_byte, zero_points
 from bitwright.graph.op import Op
 from bitwright.numerics.fixed_point import Integers, Reals
 from bitwright.ops.conv import Conv, ConvTranspose
@@ -61,7 +61,12 @@ def _convolved(
 
     def multiply(a: Byte, b: Byte) -> str:
         return low.node(
-            "ConvInteger", a.name, b.name, zero_point(low, a), kernel_shape=list(w.shape[2:]), **attributes
+            "ConvInteger",
+            a.name,
+            b.name,
+            *zero_points(low, a, b),
+            kernel_shape=list(w.shape[2:]),
+            **attributes,
         )
 
     shape = () if scale.size == 1 else (-1, *[1] * (w.ndim - 2))
@@ -95,7 +100,7 @@ def _stretched(
 ) -> Byte:
     """*x* with stride - 1 zeros behind every element, then padded (or, where negative, cut)."""
     channels, *sizes = lengths
-    zero = low.constant(np.array(x.zero, x.carrier))
+    zero = low.constant(np.array(x.zero, np.uint8))
     name = x.name
     if any(s > 1 for s in strides):
         apart = [d for size in sizes for d in (size, 1)]
@@ -107,4 +112,4 @@ def _stretched(
     if any(begins) or any(ends):
         pads = np.array([0, 0, *begins, 0, 0, *ends], np.int64)
         name = low.node("Pad", name, low.constant(pads), zero)
-    return Byte(name, x.zero, x.factor, x.carrier, x.peak)
+    return Byte(name, x.zero, x.factor, x.peak)

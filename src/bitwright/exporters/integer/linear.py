@@ -9,7 +9,7 @@ import numpy as np
 from bitwright.exporters.integer.arithmetic import finish
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
 from bitwright.exporters.integer.number import Integer
-from bitwright.exporters.integer.products import Byte, Multiply, in_bytes, join, weight_byte
+from bitwright.exporters.integer.products import Byte, Multiply, in_bytes, join, weight_byte, zero_points
 from bitwright.graph.op import Op
 from bitwright.numerics.fixed_point import Integers, Reals
 from bitwright.ops.linear import Gemm, Linear
@@ -84,7 +84,6 @@ def _of_two(low: Lowering, op: Op, a: Integer, b: Integer, k: int) -> Integer:
 
 def _multiply(low: Lowering) -> Multiply:
     def multiply(a: Byte, b: Byte) -> str:
-        zeros = [low.constant(np.array(x.zero, x.carrier)) for x in (a, b)] if a.zero or b.zero else []
-        return low.node("MatMulInteger", a.name, b.name, *zeros)
+        return low.node("MatMulInteger", a.name, b.name, *zero_points(low, a, b))
 
     return multiply

@@ -104,6 +104,7 @@ class Lowering:
         self.copies: dict[str, str] = {}
         self.islands: dict[str, str] = {}
         self.accumulators: list[Accumulator] = []
+        self.numbers: dict[tuple[str, Shape, bytes], str] = {}
 
     # --- what a lowering may ask -----------------------------------------------------------------------------
 
@@ -224,8 +225,13 @@ class Lowering:
         return output if held is not None and not held.info.is_float else self.writer.temporary("moved")
 
     def constant(self, array: npt.NDArray[Any]) -> str:
-        """A stored constant's name."""
-        return self.writer.constant(array, "constant")
+        """A stored constant's name. Single numbers are stored once for the whole model."""
+        if array.size != 1:
+            return self.writer.constant(array, "constant")
+        key = (array.dtype.name, array.shape, array.tobytes())
+        if key not in self.numbers:
+            self.numbers[key] = self.writer.constant(array, "constant")
+        return self.numbers[key]
 
     def cast(self, name: str, carrier: Carrier | str) -> str:
         """*name* as integers of another type."""

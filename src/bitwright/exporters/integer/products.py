@@ -8,19 +8,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitwright.exporters.integer.lowering import Lowering
-from bitwright.exporters.integer.number import Carrier, Integer
+from bitwright.exporters.integer.number import Integer
 from bitwright.graph.op import Op
 from bitwright.numerics.fixed_point import Integers, Reals
 
 
 @dataclass(frozen=True)
 class Byte:
-    """One byte of an integer: (code - zero) · factor is its part. *peak*: largest magnitude of code - zero."""
+    """One byte of an integer, uint8: (code - zero) · factor is its part. *peak*: largest magnitude of code - zero.
+
+    Signed codes are lifted by 128: where a processor has no dot products of 8 bits, kernels for mixed signs may saturate sums of
+    two products at 16 bits; those for unsigned operands are exact everywhere, and as fast as any.
+    """
 
     name: str
     zero: int
     factor: int
-    carrier: Carrier
     peak: int
 
 
@@ -29,10 +32,13 @@ Multiply = Callable[[Byte, Byte], str]
 
 
 def in_bytes(low: Lowering, x: Integer) -> list[Byte]:
-    """*x*, 8 bits, as it is; 16 bits as 256 · high + low, each unsigned with a zero point of its own."""
+    """*x* of 8 bits as one byte; of 16 bits as 256 · high + low, each with a zero point of its own."""
     zero = int(x.zero)
     if x.carrier in ("int8", "uint8"):
-        return [Byte(x.name, zero, 1, x.carrier, x.peak)]
+        if x.carrier == "uint8":
+            return [Byte(x.name, zero, 1, x.peak)]
+        lifted = low.node("BitwiseXor", low.cast(x.name, "uint8"), low.constant(np.array(128, np.uint8)))
+        return [Byte(lifted, zero + 128, 1, x.peak)]
     lift = 1 << 15 if x.lo < 0 else 0
     name = low.node("Add", x.name, low.constant(np.array(lift, np.int32))) if lift else x.name
     high = low.node(
@@ -42,13 +48,14 @@ def in_bytes(low: Lowering, x: Integer) -> list[Byte]:
     zero += lift
     found = []
     for part, byte, factor in ((high, zero >> 8, 256), (last, zero & 255, 1)):
-        found.append(Byte(low.cast(part, "uint8"), byte, factor, "uint8", max(byte, 255 - byte)))
+        found.append(Byte(low.cast(part, "uint8"), byte, factor, max(byte, 255 - byte)))
     return found
 
 
 def weight_byte(low: Lowering, w: Integers) -> Byte:
     """Weight codes of 8 bits (or fewer), stored once for every product: ONNX Runtime 1.31 does not load two that share them."""
-    return Byte(low.constant(w.astype(np.int8)), 0, 1, "int8", int(np.abs(w.astype(np.int64)).max(initial=0)))
+    stored = low.constant((w.astype(np.int16) + 128).astype(np.uint8))
+    return Byte(stored, 128, 1, int(np.abs(w.astype(np.int64)).max(initial=0)))
 
 
 def join(
@@ -80,6 +87,6 @@ def join(
     return Integer(name, "int64", scale, np.zeros((), np.int64), -peak, peak)
 
 
-def zero_point(low: Lowering, byte: Byte) -> str | None:
-    """The constant that says where a byte's zero is; None if it is 0."""
-    return low.constant(np.array(byte.zero, byte.carrier)) if byte.zero else None
+def zero_points(low: Lowering, *operands: Byte) -> list[str]:
+    """The constants that say where the zeros of *operands* are."""
+    return [low.constant(np.array(byte.zero, np.uint8)) for byte in operands]
