@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,6 +108,7 @@ def test_a_recipe_trains_converts_and_measures_every_stage(bitwright: Command, f
         "history.csv",
         "net_qat.onnx",
         "net_qat.plan.json",
+        "report.html",
         "summary.json",
     ]
     summary = json.loads((out / "summary.json").read_text())
@@ -241,10 +243,83 @@ def test_a_checkpoint_of_another_network_is_refused(bitwright: Command, folder: 
     assert "Give the checkpoint of this very network." in outcome.error
 
 
-def test_tensorboard_logs_are_written_or_the_missing_extra_is_named(bitwright: Command, folder: Path) -> None:
+def test_without_tensorboard_the_missing_extra_is_named(bitwright: Command, folder: Path) -> None:
+    if importlib.util.find_spec("tensorboard") is not None:
+        pytest.skip("tensorboard is installed")
     outcome = bitwright("train", recipe(folder, tensorboard=True, epochs=1), "-o", folder / "out", "-q")
 
-    if importlib.util.find_spec("tensorboard") is None:
-        assert "pip install 'bitwright[tensorboard]'" in outcome.error
-    else:
-        assert list((folder / "out" / "tensorboard").glob("events.*"))
+    assert "pip install 'bitwright[tensorboard]'" in outcome.error
+
+
+class _Killed(Silence):
+    """Stops the job after the curves of its second epoch were written, before its checkpoint was."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
+
+    def stage(self, title: str, total: int | None = None) -> None:
+        if title == "measuring epoch 2":
+            self._patch.setattr(training, "write_bytes", _stop)
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_tensorboard_shows_every_epoch_once_also_after_an_interruption(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs the package tensorboard"
+    )
+    path, out = recipe(folder, tensorboard=True, epochs=3), folder / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        training.run_training(path, output=out, watcher=_Killed(patch))
+    left = [curve(events, out, "loss")]
+    trained = training.run_training(path, output=out)
+    left.append(curve(events, out, "loss"))
+
+    assert [[step for step, _ in points] for points in left] == [[1, 2], [1, 2, 3]]
+    for name in ("loss", "top1", "rate"):
+        expected = [(h["epoch"], h[name]) for h in trained.history]
+        assert curve(events, out, name) == [(step, pytest.approx(y)) for step, y in expected]
+    assert [h["rate"] for h in trained.history] == pytest.approx([0.05, 0.05, 0.005])  # as epochs begin
+
+
+def curve(events: Any, out: Path, name: str) -> list[tuple[int, float]]:
+    """Step and value of every point that TensorBoard shows."""
+    accumulator = events.EventAccumulator(str(out / "tensorboard"))
+    accumulator.Reload()
+    return [(point.step, point.value) for point in accumulator.Scalars(name)]
+
+
+# --- the report --------------------------------------------------------------------------------------------------
+
+
+def test_the_report_shows_stages_curves_operators_and_the_proof(folder: Path) -> None:
+    path, out = recipe(folder, leave_float=["head"]), folder / "out"
+    with pytest.raises(KeyboardInterrupt):
+        training.run_training(path, output=out, watcher=_Interrupted())
+    assert not (out / "report.html").exists()
+    result = training.run_training(path, output=out)
+    page = (out / "report.html").read_text()
+    summary = json.loads((out / "summary.json").read_text())
+
+    for title in ("Loss of every epoch", "Top-1 after every epoch", "What each operator got", "Proof: ONNX"):
+        assert title in page
+    assert all(f">{stage}<" in page for stage in ("float", "calibrated", "trained", "converted"))
+    assert all(f"{100 * top1:.2f}" in page for top1 in result.accuracy.values())
+    assert all(
+        f"{h['loss']:.4f}" in page for h in result.history
+    )  # also of the epoch before the interruption
+    assert len(result.history) == 2
+    assert page.count("<path") >= 2
+    assert ">head<" in page
+    assert summary["history"] == result.history
+    assert summary["versions"]["torch"] == torch.__version__
+
+
+def test_the_report_of_a_single_epoch_has_a_point(folder: Path) -> None:
+    training.run_training(recipe(folder, epochs=1), output=folder / "out")
+
+    assert "1 points" in (folder / "out" / "report.html").read_text()

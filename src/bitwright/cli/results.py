@@ -13,7 +13,7 @@ from bitwright.flow.result import Tuned
 
 #: What the files of results hold, by the end of their name.
 _FILES = {
-    "report.html": "tables and a chart of the losses",
+    "report.html": "tables and charts",
     "_qdq.onnx": "the quantized model, for ONNX Runtime",
     "_qat.onnx": "the trained, quantized model, for ONNX Runtime",
     "history.csv": "loss and accuracy of every epoch",
@@ -23,6 +23,8 @@ _FILES = {
     "sensitivity.csv": "loss of every operator by every method",
     "pareto.csv": "what every cost buys: the plans that were run",
     "interactions.csv": "pairs of operators that amplify or cancel each other",
+    "luts.csv": "every table: its loss, its error, whether it is guilty",
+    "remedies.csv": "what was tried on guilty tables, and what it did",
     "layers.csv": "similarity of every operator's output",
     "ranges.csv": "range, threshold and scale of every value",
     "search.log": "what the search did",

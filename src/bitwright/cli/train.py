@@ -49,5 +49,5 @@ def run(recipe: RecipeFile, result: OutputFlags) -> int:
         print_json(trained.table().to_json())
     else:
         print_table(trained.table())
-        print_files(result.output, "_qat.onnx", "plan.json", "history.csv", "summary.json")
+        print_files(result.output, "_qat.onnx", "plan.json", "report.html", "history.csv", "summary.json")
     return 0

@@ -7,7 +7,6 @@ import io
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitwright.errors import BitwrightError, DataError, ModelError, NumericsError
-from bitwright.files import write_bytes, write_text
-from bitwright.flow.bench import usable_device
+from bitwright.files import write_bytes
 from bitwright.flow.convert import convert, export
 from bitwright.flow.model_source import import_model, import_object, read_weights, source_text
-from bitwright.flow.outputs import check_writable, write_json
+from bitwright.flow.outputs import check_writable
 from bitwright.flow.prepare import prepare
 from bitwright.flow.progress import Silence, Watcher
 from bitwright.flow.recipe import QuantizerRecipe, Recipe, load_recipe
 from bitwright.flow.training_data import Batch, Source, open_source
 from bitwright.flow.training_log import TrainingLog
+from bitwright.flow.training_result import Trained, write_training
+from bitwright.graph.device import usable_device
 from bitwright.plan.qconfig import (
     FakeQuantConfig,
     ModuleNameQconfigSetter,
@@ -34,32 +34,11 @@ from bitwright.plan.qconfig import (
     UniformQconfigSetter,
 )
 from bitwright.plan.target import load_target
-from bitwright.table import Column, Table
 from bitwright.train.control import load_observer_params, set_fake_quantize
 from bitwright.train.prepared import PreparedModel
 from bitwright.train.states import FakeQuantState
 
 CHECKPOINT = "checkpoint.pt"
-
-
-@dataclass
-class Trained:
-    """What a training job found: top-1 in 0..1 of each stage, and where the file is."""
-
-    name: str
-    accuracy: dict[str, float]
-    history: list[dict[str, float]] = field(default_factory=list)
-    file: str = ""
-    best_epoch: int = 0
-
-    def table(self) -> Table:
-        """The stages beside each other."""
-        rows = tuple({"stage": k, "top1": 100 * v} for k, v in self.accuracy.items())
-        return Table(
-            f"{self.name}: top-1 of each stage",
-            (Column("stage", "stage"), Column("top1", "top-1", "%", 2)),
-            rows,
-        )
 
 
 def run_training(
@@ -68,7 +47,7 @@ def run_training(
     """Do what *recipe* (or the file) says; results in *output*.
 
     Writes `checkpoint.pt` after every epoch, from which the same command goes on; then `NAME_qat.onnx` with its plan,
-    `history.csv`, `summary.json`. *raises* the errors of every stage; `NumericsError` for a loss that is not finite.
+    `history.csv`, `report.html`, `summary.json`. *raises* the errors of every stage; `NumericsError` for a loss that is not finite.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
     watcher = watcher or Silence()
@@ -104,7 +83,8 @@ class _Job:
         exported = export(model, self.folder / f"{self.name}_qat.onnx")
         result.file = str(exported.path)
         result.accuracy["converted"] = self._accuracy(convert(model), "measuring the converted model")
-        self._write(result, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        write_training(self.folder, result, self.recipe, model.report, exported.proof, seconds)
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
         self.log.close()
         return result
@@ -192,13 +172,14 @@ class _Job:
         optimizer, schedule = self._optimizer(model, steps * self.recipe.epochs)
         best: dict[str, Tensor] = {}
         first = self._resume(model, optimizer, schedule, result, best)
+        self.log.begin(first + 1)
         for epoch in range(first, self.recipe.epochs):
             set_fake_quantize(model.train(), FakeQuantState.QAT)
             self.watcher.stage(f"epoch {epoch + 1} of {self.recipe.epochs}", steps)
+            rate = float(optimizer.param_groups[0]["lr"])
             loss = self._epoch(model, optimizer, schedule, epoch)
             set_fake_quantize(model.eval(), FakeQuantState.VALIDATION)
             top1 = self._accuracy(model, f"measuring epoch {epoch + 1}")
-            rate = float(optimizer.param_groups[0]["lr"])
             result.history.append({"epoch": epoch + 1, "loss": loss, "top1": top1, "rate": rate})
             self.log.add(epoch + 1, loss=loss, top1=top1, rate=rate)
             if top1 >= max(h["top1"] for h in result.history):
@@ -351,11 +332,6 @@ class _Job:
                 "data.validation", expected="at least one sample", found="none", remedy="Check the recipe."
             )
         return right / total
-
-    def _write(self, result: Trained, seconds: float) -> None:
-        columns = tuple(Column(k, k) for k in ("epoch", "loss", "top1", "rate"))
-        write_text(self.folder / "history.csv", Table("history", columns, tuple(result.history)).to_csv())
-        write_json(self.folder / "summary.json", {**asdict(result), "seconds": round(seconds, 1)})
 
 
 def _call(model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
