@@ -90,7 +90,7 @@ def test_every_function_is_one_table(kind: str, precision: Precision) -> None:
     assert graph.op(name).kind == kind
     assert isinstance(tables[name], DirectTable if precision == "int8" else SegmentTable)
     largest, rms = error_on_data(graph, statistics, name, tables[name])
-    assert rms < (0.4 if precision == "int8" else 2)
+    assert rms < (0.4 if precision == "int8" else 3)
     assert float((found - exact).abs().max()) <= (largest + 0.51) * q.scale[0]
     torch.testing.assert_close(found, fake_quantize(found, q))  # codes of the output
 

@@ -73,8 +73,9 @@ class SegmentLUT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_exporting():
             CAPTURED[self._key] = self.definition
-            return segment_lut(x, self._key)
-        y: Tensor = self.definition.function(x)
+            y: Tensor = segment_lut(x, self._key)
+        else:
+            y = self.definition.function(x)
         return y
 
     def extra_repr(self) -> str:
