@@ -59,21 +59,26 @@ def sample(
 ) -> TableCurve:
     """Sample *function* at every input code, in float64.
 
-    *input_range*: real units; outside, straight lines with the *gradients* (real output per real input), by default the function's own
-    chord over the outermost 64 codes. *raises* `NumericsError`: the function is not finite inside a given range, or nowhere; the
-    range holds fewer than two codes; more than one scale.
+    *input_range*: real units; None: from the first code to the last at which the function is finite. Outside, straight lines with the
+    *gradients* (real output per real input); by default they hold the last value, or go on as the function ends where a range is given.
+    *raises* `NumericsError`: the function is not finite inside a given range, or nowhere; the range holds fewer than two codes; more
+    than one scale.
     """
     require_one_scale(q_in, q_out, where)
     values = evaluate(function, q_in, where) / q_out.scale[0]
-    first, last = covered_codes(q_in, input_range, where)
     known = np.isfinite(values)
-    if input_range is not None and not known[first : last + 1].all():
-        raise _not_finite(q_in, int(first + np.argmin(known[first : last + 1])), where)
-    if not known[:-1].any():
-        raise _not_finite(q_in, 0, where)
-    values = _hold(values)
-    slopes = _end_slopes(values, first, last)
+    if input_range is None:
+        finite = np.flatnonzero(known[:-1])
+        if len(finite) < 2:
+            raise _not_finite(q_in, 0, where)
+        first, last = int(finite[0]), int(finite[-1])
+    else:
+        first, last = covered_codes(q_in, input_range, where)
+        if not known[first : last + 1].all():
+            raise _not_finite(q_in, int(first + np.argmin(known[first : last + 1])), where)
+    values, slopes = _hold(values), (0.0, 0.0)
     if input_range is not None:
+        slopes = _end_slopes(values, first, last)
         # The last entry inside and the first outside share an interval: the latter goes on as the function ends, whatever the gradients.
         values = TableCurve(values, known[:-1], first, last, slopes).with_lines()
     if gradients is not None:
