@@ -21,8 +21,9 @@ FLOORS = {
     "ops": 2,
     "plan": 3,
     "importers": 4, "rewrite": 4, "calibrate": 4, "data": 4, "search": 4, "exporters": 4, "runtime": 4, "report": 4, "train": 4,
-    "demo": 5, "flow": 5,
-    "cli": 6, "quantization": 6, "nn": 6,
+    "analysis": 5,
+    "demo": 6, "flow": 6,
+    "cli": 7, "quantization": 7, "nn": 7,
 }  # fmt: skip
 
 

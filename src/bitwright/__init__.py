@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bitwright.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from bitwright.analysis.quant_analysis import QuantAnalysis as QuantAnalysis
     from bitwright.calibrate.collect import collect as collect
     from bitwright.calibrate.solve import Solver as Solver
     from bitwright.calibrate.statistics import Statistics as Statistics
@@ -116,6 +117,7 @@ _HOMES = {
     "Plan": "plan.plan",
     "PreparedModel": "train.prepared",
     "QConfig": "plan.qconfig",
+    "QuantAnalysis": "analysis.quant_analysis",
     "QuantizedModel": "flow.convert",
     "Replay": "graph.replay",
     "Session": "runtime.session",

@@ -21,6 +21,7 @@ from bitwright.exporters.onnx_float import check_exportable
 from bitwright.flow.model_source import import_model
 from bitwright.flow.progress import Watcher
 from bitwright.flow.settings import Settings
+from bitwright.graph.device import usable_device
 from bitwright.graph.graph import Graph
 from bitwright.importers.from_onnx import load_onnx
 from bitwright.importers.from_torch import capture
@@ -244,18 +245,3 @@ def batches_of(bench: Bench, dataset: Dataset, size: int = BATCH) -> Iterable[Ma
     """Batches of *dataset* on the bench's device."""
     device = next(bench.graph.parameters(), torch.empty(0)).device
     return _batches(bench.graph, dataset, size, device)
-
-
-def usable_device(name: str, where: str = "--device") -> torch.device:
-    """The device called *name*. *raises* `ModelError`, naming *where* it was asked for, if torch cannot use it."""
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as e:
-        raise ModelError(
-            where,
-            expected="a device that torch can use",
-            found=f"{name!r}: {str(e).splitlines()[0]}",
-            remedy="Use cpu, or install torch for that device.",
-        ) from e
-    return device

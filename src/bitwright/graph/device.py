@@ -1,0 +1,22 @@
+"""Where torch computes."""
+
+from __future__ import annotations
+
+import torch
+
+from bitwright.errors import ModelError
+
+
+def usable_device(name: str, where: str = "--device") -> torch.device:
+    """The device called *name*. *raises* `ModelError`, naming *where* it was asked for, if torch cannot use it."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise ModelError(
+            where,
+            expected="a device that torch can use",
+            found=f"{name!r}: {str(e).splitlines()[0]}",
+            remedy="Use cpu, or install torch for that device.",
+        ) from e
+    return device
