@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from bitwright.exporters.integer.lowering import Lowering
-from bitwright.exporters.integer.number import Carrier, Integer, codes_of, same_parameters
+from bitwright.exporters.integer.number import NO_ZERO, Carrier, Integer, codes_of, same_parameters
 from bitwright.graph.op import Op
 from bitwright.numerics.affine import quantize
 from bitwright.numerics.fixed_point import Integers, Reals, multipliers_and_shifts, nearest_powers
@@ -28,17 +29,16 @@ def carrier_for(bound: int) -> Carrier:
 
 
 def centred(low: Lowering, x: Integer, carrier: Carrier | None = None) -> Integer:
-    """*x* without its zero, wide enough to compute with. Floors and ceilings are applied."""
+    """*x* without its zero (to the nearest integer), wide enough to compute with. Floors and ceilings are applied."""
     to = carrier or carrier_for(x.bound)
-    name = x.name if x.carrier == to else low.cast(x.name, to)
+    name = _as(low, x, to)
     if x.zero.any():
-        name = low.node("Sub", name, low.constant(x.zero.astype(to)))
-    lo, hi = x.lo - int(x.zero.max()), x.hi - int(x.zero.min())
+        name = low.node("Sub", name, low.constant(np.rint(x.zero).astype(to)))
     for limit, op_type in ((x.floor, "Max"), (x.ceiling, "Min")):
         if limit is not None:
-            steps = np.clip(np.round(limit / x.scale), -x.peak, x.peak).astype(to)
+            steps = np.clip(np.rint(limit / x.scale), -x.peak, x.peak).astype(to)
             name = low.node(op_type, name, low.constant(steps))
-    return Integer(name, to, x.scale, np.zeros_like(x.zero), lo, hi)
+    return Integer(name, to, x.scale, NO_ZERO, -x.peak, x.peak)
 
 
 def product(low: Lowering, a: Integer, b: Integer) -> Integer:
@@ -47,30 +47,36 @@ def product(low: Lowering, a: Integer, b: Integer) -> Integer:
     to = carrier_for(peak)
     a, b = centred(low, a, to), centred(low, b, to)
     name = low.node("Mul", a.name, b.name)
-    return Integer(name, to, np.asarray(a.scale * b.scale), np.zeros((), np.int64), -peak, peak)
+    return Integer(name, to, np.asarray(a.scale * b.scale), NO_ZERO, -peak, peak)
 
 
-def total(low: Lowering, op: Op, terms: Sequence[Integer], q: QParams) -> Integer:
-    """The sum of *terms* in a unit of the scale of *q* times a power of two: exact but for the multipliers, rounded once."""
+def total(low: Lowering, op: Op, terms: Sequence[Integer], constant: Reals, q: QParams) -> Integer:
+    """The sum of *terms* and a real *constant*, in a unit of the scale of *q* times a power of two: rounded once, to codes.
+
+    The unit is so fine that the rounded multipliers of the terms are worth at most 2^-12 output steps, or in 32 bits 2^-8.
+    """
     ratios = [np.asarray(t.scale / q.scale[0]) for t in terms]
+    bounds = sum(t.bound for t in terms)
     size = sum(t.bound * float(np.abs(r).max()) for t, r in zip(terms, ratios, strict=True))
+    size += float(np.abs(constant).max()) / q.scale[0]
+    wanted = bounds.bit_length() + 11
     for bits in (32, 64):
-        shift = min(_ROOM[bits] - 2, int(np.floor(_ROOM[bits] - 1 - np.log2(max(size, 1e-300)))))
-        error = sum(t.bound for t in terms) * 2.0 ** -(shift + 1)
-        if error <= _SUM_ERROR:
+        shift = min(wanted, math.floor(_ROOM[bits] - 1 - math.log2(max(size, 1.0))))
+        if bounds * 2.0 ** -(shift + 1) <= _SUM_ERROR:
             break
     else:
         raise low.refusal(op, "inputs whose scales can be added in 61 bits")
     to: Carrier = "int32" if bits == 32 else "int64"
-    name, zero, peak = "", np.zeros((), np.int64), 0
+    name, zero, peak = "", NO_ZERO, 0
     for term, ratio in zip(terms, ratios, strict=True):
-        m = np.round(ratio * 2.0**shift).astype(np.int64)
+        m = np.rint(ratio * 2.0**shift).astype(np.int64)
         scaled = low.node("Mul", _as(low, term, to), low.constant(m.astype(to)))
         name = low.node("Add", name, scaled) if name else scaled
         zero = np.asarray(zero + term.zero * m)
         peak += term.bound * int(np.abs(m).max())
     low.prove(op, peak, _ROOM[bits] + 1, len(terms))
-    return Integer(name, to, np.array(q.scale[0] * 2.0**-shift), zero, -peak, peak)
+    summed = Integer(name, to, np.array(q.scale[0] * 2.0**-shift), zero, -peak, peak)
+    return summed.shifted(constant)
 
 
 def _as(low: Lowering, x: Integer, to: Carrier) -> str:
@@ -132,7 +138,9 @@ def _shifted(low: Lowering, x: Integer, m: Integers, s: Integers, q: QParams) ->
     signed, unsigned = (np.int32, np.uint32) if narrow else (np.int64, np.uint64)
     s, m = np.broadcast_arrays(s, m) if s.shape != m.shape else (s, m)
     half = np.where(s > 0, np.left_shift(np.int64(1), np.maximum(s - 1, 0)), 0)
-    exact = np.left_shift(np.int64(1), s + k) - x.zero * m
+    whole = np.floor(x.zero)  # split, because a float64 holds no product of 61 bits
+    exact = np.left_shift(np.int64(1), s + k) - whole.astype(np.int64) * m
+    exact = exact - np.rint((x.zero - whole) * m).astype(np.int64)
     rounding = q.spec.rounding
     early = exact + (half if rounding is Rounding.HALF_UP else 0)
     if rounding is Rounding.HALF_EVEN:

@@ -13,14 +13,14 @@ from bitwright.graph.op import Op
 from bitwright.numerics.fixed_point import Reals
 from bitwright.ops.elementwise import Elementwise
 
-#: Constants of more elements are multiplied as codes: multipliers and shifts take 16 bytes an element.
-_FEW = 4096
+#: Constants of more elements are read as codes: in a rescale they take 8 to 24 bytes an element.
+_FEW = 1024
 
 
 def operands(low: Lowering, op: Op) -> list[Integer | Reals]:
     """What *op* combines, its scalar included: integers, and constants as real numbers."""
     count = len(low.graph.op_inputs(op.name))
-    found: list[Integer | Reals] = [low.operand(op, i) for i in range(count)]
+    found: list[Integer | Reals] = [low.operand(op, i, _FEW) for i in range(count)]
     if isinstance(op, Elementwise) and op.scalar is not None:
         found.insert(0 if op.scalar_first else 1, np.array(float(op.scalar)))
     if not any(isinstance(x, Integer) for x in found):
@@ -40,10 +40,10 @@ def _sum(low: Lowering, op: Op) -> None:
         values = [x.scaled(share) if isinstance(x, Integer) else x * share for x in values]
     integers = [x for x in values if isinstance(x, Integer)]
     constant = sum((x for x in values if not isinstance(x, Integer)), np.zeros(()))
-    # A constant joins an accumulator as a bias does; a code's step is too coarse for it.
-    alone = len(integers) == 1 and integers[0].q is None
-    acc = integers[0] if alone else total(low, op, integers, low.output_q(op))
-    finish(low, op, acc.shifted(constant))
+    if len(integers) == 1:
+        finish(low, op, integers[0].shifted(constant))
+    else:
+        finish(low, op, total(low, op, integers, np.asarray(constant), low.output_q(op)))
 
 
 @LOWERINGS.register("Mul")
@@ -51,9 +51,7 @@ def _mul(low: Lowering, op: Op) -> None:
     values = operands(low, op)
     acc: Integer | None = None
     factor: Reals = np.ones(())
-    for i, x in enumerate(values):
-        if not isinstance(x, Integer) and x.size > _FEW:
-            x = low.integer(op, i)
+    for x in values:
         if isinstance(x, Integer):
             acc = x if acc is None else product(low, acc, x)
         else:

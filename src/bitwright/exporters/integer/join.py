@@ -8,7 +8,7 @@ import torch
 from bitwright.exporters.integer.arithmetic import centred, finish, requantize
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
 from bitwright.exporters.integer.move import move
-from bitwright.exporters.integer.number import Carrier, Integer, codes_of
+from bitwright.exporters.integer.number import NO_ZERO, Carrier, Integer, codes_of
 from bitwright.exporters.writer import to_numpy
 from bitwright.graph.op import Op
 from bitwright.numerics.affine import quantize
@@ -97,4 +97,4 @@ def _resize(low: Lowering, op: Op) -> None:
         name, scale = joined, np.asarray(scale * 2.0**-bits)
         peak *= int(np.abs(whole).sum(1).max())
     low.prove(op, peak, 32 if narrow else 62, 1)
-    finish(low, op, Integer(name, carrier, scale, np.zeros((), np.int64), -peak, peak))
+    finish(low, op, Integer(name, carrier, scale, NO_ZERO, -peak, peak))

@@ -120,12 +120,13 @@ class Lowering:
             return codes_of(self.constant(to_numpy(quantize(self.graph.constant(name).detach(), q))), q)
         return self.codes[name]
 
-    def operand(self, op: Op, index: int) -> Integer | Reals:
-        """As `integer`; a constant as the real numbers that the simulation reads."""
+    def operand(self, op: Op, index: int, most: int) -> Integer | Reals:
+        """As `integer`; a constant of at most *most* elements, or one that *op* reads unquantized, as real numbers."""
         name = self._name(op, index)
-        return (
-            self.real_constant(op, index) if self.graph.value(name).is_constant else self.integer(op, index)
-        )
+        quantized = (name, op.name) in self.reads
+        if not self.graph.value(name).is_constant or (quantized and self.graph.constant(name).numel() > most):
+            return self.integer(op, index)
+        return self.real_constant(op, index)
 
     def real_constant(self, op: Op, index: int) -> Reals:
         """The numbers of constant input *index* as *op* reads them, float64."""
@@ -356,11 +357,8 @@ class Lowering:
         self.real.add(name)
         if name in self.inner:
             x = self.inner[name]
-            steps = self.node(
-                "Cast",
-                self.node("Sub", self.cast(x.name, "int64"), self.constant(x.zero)),
-                to=TensorProto.FLOAT,
-            )
+            steps = self.node("Cast", x.name, to=TensorProto.FLOAT)
+            steps = self.node("Sub", steps, self.constant(x.zero.astype(np.float32)))
             self.writer.node("Mul", [steps, self.constant(x.scale.astype(np.float32))], [name])
             return name
         codes = self.codes[name]

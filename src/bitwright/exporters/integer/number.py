@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from bitwright.errors import NumericsError
-from bitwright.numerics.fixed_point import Integers, Reals
+from bitwright.numerics.fixed_point import Reals
 from bitwright.numerics.spec import QParams
 
 #: Types that integers have in the file. Codes of 16 bits travel as int32, because few kernels know int16.
 Carrier = Literal["int8", "uint8", "int32", "int64"]
+
+NO_ZERO: Reals = np.zeros(())
 
 
 @dataclass(frozen=True)
 class Integer:
     """Integers *name* that stand for the real numbers (integer - zero) · scale, held between *floor* and *ceiling*.
 
-    *scale*, *zero*: broadcast to the tensor; a scale may be negative. *lo*, *hi*: bounds of the integers, proven. *floor*, *ceiling*:
+    *scale*, *zero*: broadcast to the tensor. A scale may be negative; a zero need not be an integer: it joins the rescale, which is finer
+    than the integers (a bias added to an accumulator is exact). *lo*, *hi*: bounds of the integers, proven. *floor*, *ceiling*:
     real units; whoever reads the integers applies them (a ReLU costs nothing: the codes that follow are clipped anyway).
     *q*: the parameters, if the integers are the codes of a value.
     """
@@ -27,7 +31,7 @@ class Integer:
     name: str
     carrier: Carrier
     scale: Reals
-    zero: Integers
+    zero: Reals
     lo: int
     hi: int
     floor: float | None = None
@@ -36,13 +40,13 @@ class Integer:
 
     @property
     def peak(self) -> int:
-        """The largest magnitude of integer - zero."""
-        return max(abs(self.lo - int(self.zero.max())), abs(self.hi - int(self.zero.min())))
+        """The largest magnitude of integer - zero, rounded up."""
+        return max(abs(math.floor(self.lo - self.zero.max())), abs(math.ceil(self.hi - self.zero.min())))
 
     @property
     def bound(self) -> int:
         """The largest magnitude of anything that occurs: the integer, its zero, their difference."""
-        return max(self.peak, abs(self.lo), abs(self.hi), int(np.abs(self.zero).max()))
+        return max(self.peak, abs(self.lo), abs(self.hi), math.ceil(np.abs(self.zero).max()))
 
     def scaled(self, factor: Reals | float) -> Integer:
         """The same integers as *factor* times as much."""
@@ -51,10 +55,10 @@ class Integer:
         return replace(self, scale=np.asarray(self.scale * factor), q=None)
 
     def shifted(self, real: Reals | float) -> Integer:
-        """The same integers, with *real* added to what they stand for, to the nearest step."""
+        """The same integers, with *real* added to what they stand for."""
         assert self.floor is None
         assert self.ceiling is None
-        steps = np.round(np.asarray(real, np.float64) / self.scale)
+        steps = np.asarray(real, np.float64) / self.scale
         if not bool((np.abs(steps) < 2.0**52).all()):
             raise NumericsError(
                 self.name,
@@ -62,7 +66,7 @@ class Integer:
                 found=f"{float(np.abs(steps).max()):g} steps",
                 remedy="Leave this operator float.",
             )
-        return replace(self, zero=np.asarray(self.zero - steps.astype(np.int64)), q=None)
+        return replace(self, zero=np.asarray(self.zero - steps), q=None)
 
 
 def codes_of(name: str, q: QParams) -> Integer:
@@ -73,7 +77,7 @@ def codes_of(name: str, q: QParams) -> Integer:
         name,
         carrier,
         np.array(q.scale[0], np.float64),
-        np.array(q.zero_point[0], np.int64),
+        np.array(q.zero_point[0], np.float64),
         d.qmin,
         d.qmax,
         q=q,

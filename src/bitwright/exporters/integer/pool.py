@@ -9,7 +9,7 @@ import numpy as np
 
 from bitwright.exporters.integer.arithmetic import centred, finish
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
-from bitwright.exporters.integer.number import Integer
+from bitwright.exporters.integer.number import NO_ZERO, Integer
 from bitwright.graph.op import Op
 from bitwright.ops.pool import AveragePool, MaxPool
 from bitwright.ops.sizes import FAR
@@ -42,7 +42,7 @@ def _average_pool(low: Lowering, op: Op) -> None:
         shares = shares / counts.reshape([-1 if a == axis else 1 for a in range(n)])
     if np.ptp(shares) == 0:
         shares = np.array(shares.reshape(-1)[0])
-    finish(low, op, Integer(name, "int32", np.asarray(x.scale * shares), np.zeros((), np.int64), -peak, peak))
+    finish(low, op, Integer(name, "int32", np.asarray(x.scale * shares), NO_ZERO, -peak, peak))
 
 
 @LOWERINGS.register("GlobalMaxPool")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitwright.exporters.integer.lowering import Lowering
-from bitwright.exporters.integer.number import Integer
+from bitwright.exporters.integer.number import NO_ZERO, Integer
 from bitwright.graph.op import Op
 from bitwright.numerics.fixed_point import Integers, Reals
 
@@ -75,7 +75,7 @@ def join(
         low.prove(op, sums(a, b), 32, len(pairs))
         peak += a.factor * b.factor * sums(a, b)
     if len(pairs) == 1:
-        return Integer(multiply(*pairs[0]), "int32", scale, np.zeros((), np.int64), -peak, peak)
+        return Integer(multiply(*pairs[0]), "int32", scale, NO_ZERO, -peak, peak)
     low.prove(op, peak, 62, len(pairs))
     name = ""
     for a, b in pairs:
@@ -84,7 +84,7 @@ def join(
         if factor > 1:
             part = low.node("Mul", part, low.constant(np.array(factor, np.int64)))
         name = low.node("Add", name, part) if name else part
-    return Integer(name, "int64", scale, np.zeros((), np.int64), -peak, peak)
+    return Integer(name, "int64", scale, NO_ZERO, -peak, peak)
 
 
 def zero_points(low: Lowering, *operands: Byte) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from bitwright.exporters.integer.arithmetic import centred, finish, product
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
-from bitwright.exporters.integer.number import Integer
+from bitwright.exporters.integer.number import NO_ZERO, Integer
 from bitwright.graph.op import Op
 from bitwright.numerics.fixed_point import Reals
 from bitwright.ops.clip import Clip
@@ -84,4 +84,4 @@ def _rectified(low: Lowering, op: Op, slope: Reals) -> None:
     )
     name = low.node("Mul", low.cast(x.name, "int64"), chosen)
     low.prove(op, peak, 62, 1)
-    finish(low, op, Integer(name, "int64", np.asarray(x.scale * unit), np.zeros((), np.int64), -peak, peak))
+    finish(low, op, Integer(name, "int64", np.asarray(x.scale * unit), NO_ZERO, -peak, peak))

@@ -9,7 +9,7 @@ import numpy as np
 
 from bitwright.exporters.integer.arithmetic import carrier_for, centred, finish, product
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
-from bitwright.exporters.integer.number import Integer
+from bitwright.exporters.integer.number import NO_ZERO, Integer
 from bitwright.graph.op import Op
 from bitwright.ops.batchnorm import BatchNorm
 from bitwright.ops.order import CumSum
@@ -46,7 +46,7 @@ def _summed(low: Lowering, op: Op, x: Integer, axes: list[int], *, keep: bool, m
     if axes:
         name = low.node("ReduceSum", name, low.constant(np.array(axes, np.int64)), keepdims=int(keep))
     scale = np.asarray(x.scale / count) if mean else x.scale
-    finish(low, op, Integer(name, to, scale, np.zeros((), np.int64), -peak, peak))
+    finish(low, op, Integer(name, to, scale, NO_ZERO, -peak, peak))
 
 
 @LOWERINGS.register("CumSum")
@@ -58,7 +58,7 @@ def _cumsum(low: Lowering, op: Op) -> None:
     to = carrier_for(max(peak, x.bound))
     low.prove(op, peak, 32 if to == "int32" else 62, 1)
     (name,) = low.write_itself(op, {0: centred(low, x, to).name})
-    finish(low, op, Integer(name, to, x.scale, np.zeros((), np.int64), -peak, peak))
+    finish(low, op, Integer(name, to, x.scale, NO_ZERO, -peak, peak))
 
 
 @LOWERINGS.register("BatchNorm")

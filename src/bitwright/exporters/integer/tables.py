@@ -86,7 +86,7 @@ def _segments(low: Lowering, codes: str, table: LookupTable) -> Integer:
         u = low.node("Min", u, _number(low, 2 * MIDDLE - 1))
     held = low.node("Clip", u, _number(low, table.first), _number(low, table.last))
     y, carrier, bits = _on_the_curve(low, held, table), "int32", BLEND_BITS
-    if not table.covers_all:
+    if table.has_lines:
         y, carrier, bits = _with_lines(low, u, y, table), "int64", LINE_BITS
     if table.symmetric_mode == "odd":
         y = low.node("Where", negative, low.node("Neg", y), y)
@@ -177,4 +177,4 @@ def _result(name: str, to: Carrier, bits: int, table: RegularTable | SegmentTabl
     # On a straight line an entry may grow by the steepest slope, 2^16, for each of 2^16 codes.
     peak = 1 << (bits + (15 if to == "int32" else 33))
     scale = np.array(table.q_out.scale[0] * 2.0**-shift)
-    return Integer(name, to, scale, np.array(zero, np.int64), -peak, peak)
+    return Integer(name, to, scale, np.array(float(zero)), -peak, peak)
