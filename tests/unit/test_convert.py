@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -185,6 +187,35 @@ class Pair(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         y = self.net(x)
         return y, [torch.relu(y)]
+
+
+class Named(NamedTuple):
+    """An output of two fields."""
+
+    logits: Tensor
+    features: Tensor
+
+
+class WithNames(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain()
+
+    def forward(self, x: Tensor) -> Named:
+        y = self.net(x)
+        return Named(y, y.relu())
+
+
+def test_named_tuples_stay_named_tuples_also_of_copies() -> None:
+    model = calibrate(prepare(WithNames(), features(2)), features())
+    expected = model(features())
+    others = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), convert(model)]
+
+    for other in others:
+        found = other(features())
+        assert isinstance(found, Named)
+        assert torch.equal(found.logits, expected.logits)
+        assert torch.equal(found.features, expected.features)
 
 
 def test_tuples_and_lists_stay_tuples_and_lists() -> None:

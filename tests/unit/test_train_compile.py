@@ -1,4 +1,4 @@
-"""`torch.compile`, mixed precision and gradient accumulation: the same steps as plain training."""
+"""`torch.compile`, mixed precision, gradient accumulation and checkpointing: the same steps as plain training."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.unit.qat_cases import (
     validated,
 )
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bitwright import (
     FakeQuantState,
@@ -153,3 +154,26 @@ def test_training_step_by_step_equals_training_at_once() -> None:
     losses = [train(in_parts, pixels(), 1, optimizer)[0] for _ in range(3)]
 
     assert losses == train(at_once, pixels(), 3)
+
+
+class Recomputed(nn.Module):
+    """A network whose forward pass is computed again in the backward pass."""
+
+    def __init__(self, net: nn.Module, *, reentrant: bool) -> None:
+        super().__init__()
+        self.net, self.reentrant = net, reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()  # what the reentrant form needs
+        return checkpoint(self.net, x, use_reentrant=self.reentrant)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_checkpointing_changes_nothing_not_even_ranges(kind: str, reentrant: bool) -> None:
+    first = ready(kind)
+    second = copy.deepcopy(first)
+    expected = stepped(first, first, 2.0 * features(seed=4))
+    found = stepped(second, Recomputed(second, reentrant=reentrant), 2.0 * features(seed=4))
+
+    assert [name for name, t in expected.items() if not torch.equal(found[name], t)] == []

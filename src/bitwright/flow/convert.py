@@ -254,7 +254,7 @@ class _Output:
 
 
 def _named(structure: Any, names: Iterator[str]) -> Any:
-    """*structure*, of plain dictionaries, lists and tuples, with an output in the place of each node."""
+    """*structure*, of dictionaries, lists and (named) tuples, with an output in the place of each node."""
     return _mapped(structure, lambda leaf: _Output(next(names)) if isinstance(leaf, fx.Node) else leaf)
 
 
@@ -268,7 +268,7 @@ def _mapped(structure: Any, change: Callable[[Any], Any]) -> Any:
         return {key: _mapped(part, change) for key, part in structure.items()}
     if isinstance(structure, (list, tuple)):
         parts = [_mapped(part, change) for part in structure]
-        return parts if isinstance(structure, list) else tuple(parts)
+        return type(structure)(*parts) if hasattr(structure, "_fields") else type(structure)(parts)
     return change(structure)
 
 

@@ -81,7 +81,7 @@ class Quantizer(nn.Module, ABC):
             self.notice.give(state)
         if state.observes:
             self.observe(x, rectified)
-        if not state.quantizes or x.numel() == 0:
+        if not state.quantizes or (x.numel() == 0 and not self.has_range):
             return x.relu() if rectified else x
         if not self.has_range:
             raise PlanError(
@@ -105,7 +105,7 @@ class Quantizer(nn.Module, ABC):
     @torch.no_grad()
     def observe(self, x: Tensor, rectified: bool = False) -> None:
         """Follow the range of *x*, or of relu(x). *raises* `DataError` for NaN or infinity while calibrating."""
-        if self.settled and self.state is FakeQuantState.QAT:
+        if (self.settled and self.state is FakeQuantState.QAT) or _is_recomputed():
             return
         grouped = self.spec.rows(x.detach())
         if self.state is FakeQuantState.CALIBRATION and not _is_finite(grouped):
@@ -156,6 +156,11 @@ class Quantizer(nn.Module, ABC):
         where = "per tensor" if self.spec.axis is None else f"axis {self.spec.axis}"
         where += f", groups of {self.spec.group}" if self.spec.group else ""
         return f"{d.name}, {where}, state={self.state.name}"
+
+
+def _is_recomputed() -> bool:
+    """Whether a backward pass computes this forward pass again (gradient checkpointing): its values were observed before."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _is_finite(x: Tensor) -> bool:

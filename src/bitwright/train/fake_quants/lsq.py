@@ -86,8 +86,8 @@ class Lsq(Quantizer):
         self.scale.copy_(scale)
 
     def rounded(self, x: Tensor, rectified: bool) -> Tensor:
-        sharing = x.numel() / self.groups / (1 if self.is_weight or x.dim() < 2 else x.shape[0])
-        factor = 1.0 / math.sqrt(max(sharing, 1.0) * self.qmax)
+        sample = x.shape if self.is_weight or x.dim() < 2 else x.shape[1:]
+        factor = 1.0 / math.sqrt(max(math.prod(sample) / self.groups, 1.0) * self.qmax)
         # The value of `step`, the gradient of the parameter's magnitude.
         scale = self.scale.abs()
         scale = scale + (self.step() - scale).detach()

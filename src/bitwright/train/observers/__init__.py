@@ -65,10 +65,14 @@ class Observer(nn.Module, ABC):
     @torch.no_grad()
     def forward(self, x: Tensor, rectified: bool = False) -> None:
         """See one batch, *x* `[groups, n]`. *rectified*: of relu(x), only for observers that `sees_extremes`."""
-        if x.numel() == 0 or (self.has_range and self.averaging_constant == 0.0):
+        if self.has_range and self.averaging_constant == 0.0:
+            return
+        if x.numel() == 0 and not (
+            self.training and _are_processes()
+        ):  # the others wait for what this one saw
             return
         x = x.float()
-        known = self.copes_with_nan or bool(x.isfinite().all())
+        known = x.numel() > 0 and (self.copes_with_nan or bool(x.isfinite().all()))
         lo, hi = self.batch_range(x) if known else x.new_full((2, len(x)), torch.nan)
         if rectified:
             lo, hi = lo.clamp(min=0.0), hi.clamp(min=0.0)
@@ -126,11 +130,21 @@ class Observer(nn.Module, ABC):
 
 
 def over_processes(x: Tensor, agreement: Literal["widest", "mean"]) -> Tensor:
-    """The largest, or the mean, of *x* over the processes of a distributed job; *x* where there is none."""
-    if not (dist.is_available() and dist.is_initialized()):
+    """The largest, or the mean, of *x* over the processes of a distributed job in which it is finite; *x* where there is no job."""
+    if not _are_processes():
         return x
-    dist.all_reduce(x, dist.ReduceOp.MAX if agreement == "widest" else dist.ReduceOp.SUM)
-    return x if agreement == "widest" else x / dist.get_world_size()
+    known = x.isfinite()
+    if agreement == "widest":
+        largest = torch.where(known, x, -torch.inf)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return largest
+    sums = torch.stack([torch.where(known, x, 0.0), known.to(x.dtype)])
+    dist.all_reduce(sums, dist.ReduceOp.SUM)
+    return sums[0] / sums[1]
+
+
+def _are_processes() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def _towards(old: Tensor, new: Tensor, c: Tensor) -> Tensor:
