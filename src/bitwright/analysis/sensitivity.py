@@ -73,14 +73,14 @@ def measure_effects(
     """
     switches = switches_of(model)
     values: dict[str, list[float]] = {}
-    with switched(model, switches, ()):
+    with switched(model, switches, on=False):
         trace = Trace(model, data)
-    for done, switch in enumerate(switches, 1):
-        with switched(model, switches, (switch,)):
-            output = trace.rerun({switch.path})
-        for name, (reference, found) in compare(output).items():
-            values.setdefault(name, []).append(metric.measure(reference, found))
-        progress(done, len(switches), switch.name)
+        for done, switch in enumerate(switches, 1):
+            with switched(model, (switch,), on=True):
+                output = trace.rerun({switch.path})
+            for name, (reference, found) in compare(output).items():
+                values.setdefault(name, []).append(metric.measure(reference, found))
+            progress(done, len(switches), switch.name)
     return Effects(metric, switches, values, model.float_graph().macs())
 
 

@@ -70,23 +70,25 @@ def _quantizer(model: PreparedModel, path: str, module: nn.Module) -> Switch | N
 
 
 @contextmanager
-def switched(model: PreparedModel, switches: Collection[Switch], on: Collection[Switch]) -> Iterator[None]:
-    """Within, of *switches* only those in *on* are on; they are as before afterwards."""
-    modules = {s: model.get_submodule(s.path) for s in switches}
-    before = {s: _state(module) for s, module in modules.items()}
+def switched(model: PreparedModel, switches: Collection[Switch], on: bool) -> Iterator[None]:
+    """Within, all of *switches* are on, or off; they are as before afterwards."""
+    modules = [(model.get_submodule(s.path), _STATES[s.kind][on]) for s in switches]
+    before = [(module, _state(module)) for module, _ in modules]
     try:
-        for s, module in modules.items():
-            _set(module, before[s] if s in on else _OFF[s.kind])
+        for module, state in modules:
+            _set(module, state)
         yield
     finally:
-        for s, module in modules.items():
-            _set(module, before[s])
+        for module, state in before:
+            _set(module, state)
 
 
-_OFF: Mapping[Kind, Any] = {
-    "activation": FakeQuantState.FLOAT,
-    "weight": FakeQuantState.FLOAT,
-    "table": False,
+_QUANTIZER_STATES = (FakeQuantState.FLOAT, FakeQuantState.VALIDATION)
+#: Off, on.
+_STATES: Mapping[Kind, tuple[Any, Any]] = {
+    "activation": _QUANTIZER_STATES,
+    "weight": _QUANTIZER_STATES,
+    "table": (False, True),
 }
 
 
