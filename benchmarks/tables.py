@@ -188,7 +188,28 @@ def training_speed_table() -> str:
     return "\n".join(lines)
 
 
+def lut_table() -> str:
+    """Errors of look-up tables: `evenly` against `optimal`, and how many functions each way of dividing brings within two steps."""
+    result = read("lut_error")
+    lines = [
+        "| inputs | segments | evenly / optimal, RMS: median, largest | the same, largest error: median | within 2 steps: evenly, curvature, mix, optimal | worst with optimal |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for key, row in result.items():
+        if not isinstance(row, dict) or "worst" not in row or "functions_within_2_steps" not in row:
+            continue
+        inputs, count = key.split()
+        within = ", ".join(str(n) for n in row["functions_within_2_steps"].values())
+        largest, function = row["worst"]["optimal"]
+        lines.append(
+            f"| {inputs} | {count} | {row['evenly_to_optimal_rms_median']}×, {row['evenly_to_optimal_rms_largest']}× | "
+            f"{row['evenly_to_optimal_max_median']}× | {within} of {result['functions']} | {largest:.1f} ({function}) |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
+    print(lut_table(), end="\n\n")
     for table in (sketch_speed_table, tune_table, prediction_table, quality_table):
         print(table(), end="\n\n")
     for name in ("accuracy_mobilenetv2", "accuracy_kwt1", "accuracy_kwt1_clean"):

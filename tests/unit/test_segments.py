@@ -93,6 +93,18 @@ def test_a_range_of_few_cells_has_no_more_segments_than_cells() -> None:
     assert (table.first, table.last) == (32768, 32768 + int(0.02 / WIDE.scale[0]))
 
 
+def test_lines_are_there_only_where_a_code_may_lie_on_a_sloped_one() -> None:
+    q_out = qparams(INT16, -10, 10)
+    half = TableSettings(input_range=(-1.0, 1.0))
+    held = TableSettings(input_range=(-1.0, 1.0), gradients=(0.0, 0.0))
+    tables = [build_table(torch.tanh, WIDE, q_out, made) for made in (TableSettings(), half, held)]
+    # The logarithm is held at the codes that are not positive.
+    tables.append(build_table(torch.log, WIDE, q_out))
+
+    assert [t.has_lines for t in tables if isinstance(t, SegmentTable)] == [False, True, False, False]
+    assert len(set(tables[3].results[:32769].tolist())) == 1
+
+
 def test_weights_decide_where_entries_are_dense() -> None:
     q_out = qparams(INT16, 0, 10)
     low, high = np.zeros(65536), np.zeros(65536)

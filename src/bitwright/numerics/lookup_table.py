@@ -138,10 +138,12 @@ class SegmentTable(LookupTable):
     symmetric_mode: str
 
     @property
-    def covers_all(self) -> bool:
-        """Whether no code lies on the straight lines; all arithmetic then fits int32."""
+    def has_lines(self) -> bool:
+        """Whether a code may lie on a sloped line; if not, all arithmetic fits int32."""
         lowest = 0 if self.symmetric_mode == "none" else MIDDLE
-        return self.first == lowest and self.last == 2 * MIDDLE - 1
+        return (self.first > lowest and self.slopes[0] != 0) or (
+            self.last < 2 * MIDDLE - 1 and self.slopes[1] != 0
+        )
 
     def compute(self, codes: Tensor) -> Tensor:
         u = codes - self.q_in.spec.dtype.qmin
@@ -149,7 +151,7 @@ class SegmentTable(LookupTable):
         if self.symmetric_mode != "none":
             u = (MIDDLE + (u - MIDDLE).abs()).clamp(max=2 * MIDDLE - 1)
         y, shift = self._on_the_curve(u), BLEND_BITS
-        if not self.covers_all:
+        if self.has_lines:
             y, shift = self._with_lines(u, y), LINE_BITS
         if self.symmetric_mode == "odd":
             y = torch.where(negative, -y, y)
