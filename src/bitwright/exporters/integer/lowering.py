@@ -57,6 +57,18 @@ class IntegerWriter(Writer):
     def shape(self, value: str) -> Shape | None:
         return super().shape(self.aliases.get(value, value))
 
+    def node(
+        self, op_type: str, inputs: Sequence[str | None], outputs: Sequence[str], **attributes: Any
+    ) -> None:
+        super().node(op_type, inputs, outputs, **attributes)
+        # The nodes of an operator are many and follow one another: only the first is called like it.
+        if len(self._nodes) - self._first_node > 1:
+            self._nodes[-1].name = ""
+
+    def temporary(self, hint: str) -> str:
+        """A short name: a third of a small model would be names else."""
+        return fresh_name(f"_{len(self._taken)}", self._taken)
+
     def begin(self, op: Op) -> None:
         """What is written from now on belongs to *op*."""
         self._op, self._first_node = op, len(self._nodes)

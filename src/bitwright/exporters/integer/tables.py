@@ -95,18 +95,19 @@ def _segments(low: Lowering, codes: str, table: LookupTable) -> Integer:
 
 def _on_the_curve(low: Lowering, u: str, table: SegmentTable) -> str:
     """Entries · 2^10 at the covered offset codes *u*."""
-    k = to_numpy(table.spacings).astype(np.int64)
-    cell = _shift(low, u, CELL_BITS)
+    columns = np.stack([to_numpy(t).astype(np.int64) for t in (table.spacings, table.bases)])
+    segments, of_cell = np.unique(columns, axis=1, return_inverse=True)
+    k, bases = segments
+    number = low.node("Gather", low.constant(of_cell.reshape(-1).astype(np.uint8)), _shift(low, u, CELL_BITS))
+    segment = low.cast(number, "int32")
 
-    def by_cell(values: npt.NDArray[np.int64], to: Carrier | str) -> str:
-        return low.node("Gather", low.constant(values.astype(to)), cell)
+    def by_segment(values: npt.NDArray[np.int64], to: Carrier | str) -> str:
+        return low.node("Gather", low.constant(values.astype(to)), segment)
 
-    shifted = low.node("BitShift", low.cast(u, "uint32"), by_cell(k, "uint32"), direction="RIGHT")
-    index = low.node(
-        "Add", low.cast(shifted, "int32"), by_cell(to_numpy(table.bases).astype(np.int64), "int32")
-    )
-    fraction = low.node("BitwiseAnd", u, by_cell((1 << k) - 1, "int32"))
-    fraction = low.node("Mul", fraction, by_cell(1 << (BLEND_BITS - k), "int32"))
+    shifted = low.node("BitShift", low.cast(u, "uint32"), by_segment(k, "uint32"), direction="RIGHT")
+    index = low.node("Add", low.cast(shifted, "int32"), by_segment(bases, "int32"))
+    fraction = low.node("BitwiseAnd", u, by_segment((1 << k) - 1, "int32"))
+    fraction = low.node("Mul", fraction, by_segment(1 << (BLEND_BITS - k), "int32"))
     return _between(low, table.entries, index, fraction, BLEND_BITS, "int32")
 
 
@@ -164,10 +165,11 @@ def _shift(low: Lowering, u: str, bits: int, unsigned: str = "uint32") -> str:
 
 def _between(low: Lowering, entries: Tensor, index: str, fraction: str, bits: int, to: Carrier) -> str:
     """Entries · 2^bits, *fraction* · 2^-bits of the way from entry *index* to the next."""
-    held = to_numpy(entries).astype(np.int64)
-    start = low.node("Gather", low.constant((held[:-1] << bits).astype(to)), index)
-    rise = low.node("Gather", low.constant(np.diff(held).astype(to)), index)
-    return low.node("Add", start, low.node("Mul", rise, fraction))
+    stored = low.constant(to_numpy(entries).astype(np.int16))
+    first = low.cast(low.node("Gather", stored, index), to)
+    second = low.cast(low.node("Gather", stored, low.node("Add", index, _number(low, 1))), to)
+    rise = low.node("Mul", low.node("Sub", second, first), fraction)
+    return low.node("Add", low.node("Mul", first, _number(low, 1 << bits, to)), rise)
 
 
 def _result(name: str, to: Carrier, bits: int, table: RegularTable | SegmentTable | PeriodicTable) -> Integer:
