@@ -217,11 +217,11 @@ REFUSED = [
     ),
     (
         lambda: TableSettings(strategy="manual", dividing_points=(1.0, 1.0)),
-        "table settings: expected finite dividing_points, ascending; found (1.0, 1.0). Give the largest input of each segment.",
+        "table settings: expected 1 to 251 finite dividing_points, ascending; found (1.0, 1.0). Give the largest input of each segment.",
     ),
     (
         lambda: TableSettings(num_tables=0),
-        "table settings: expected num_tables from 1 to 1024; found 0. 6 is customary, 126 plenty.",
+        "table settings: expected num_tables from 1 to 252; found 0. 6 is customary, 126 plenty.",
     ),
 ]  # fmt: skip
 

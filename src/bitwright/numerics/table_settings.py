@@ -12,6 +12,8 @@ from bitwright.errors import NumericsError, UnknownName
 FORMS = ("auto", "direct", "regular", "segment")
 STRATEGIES = ("evenly", "curvature", "mix", "optimal", "manual")
 SYMMETRIC_MODES = ("none", "odd", "even")
+#: So that the number of a segment fits 8 bits; a multiple of 6.
+MOST_SEGMENTS = 252
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,10 @@ class TableSettings:
         ):
             if name not in known:
                 raise UnknownName("table settings", kind=kind, name=name, known=known)
-        if not 1 <= self.num_tables <= 1024:
-            raise _wrong("num_tables from 1 to 1024", str(self.num_tables), "6 is customary, 126 plenty.")
+        if not 1 <= self.num_tables <= MOST_SEGMENTS:
+            raise _wrong(
+                f"num_tables from 1 to {MOST_SEGMENTS}", str(self.num_tables), "6 is customary, 126 plenty."
+            )
         self._check_points()
         if self.input_range is not None:
             lo, hi = self.input_range
@@ -82,9 +86,10 @@ class TableSettings:
             )
         if points is not None:
             rising = all(a < b for a, b in pairwise(points))
-            if not points or not rising or not all(math.isfinite(p) for p in points):
+            few = 0 < len(points) < MOST_SEGMENTS
+            if not few or not rising or not all(math.isfinite(p) for p in points):
                 raise _wrong(
-                    "finite dividing_points, ascending",
+                    f"1 to {MOST_SEGMENTS - 1} finite dividing_points, ascending",
                     str(points),
                     "Give the largest input of each segment.",
                 )
