@@ -24,9 +24,12 @@ from bitwright.version import __version__
 #: Verb -> what it does, in the order of `--help`. A verb's file in this folder holds `run`, `HELP` and `EXAMPLES`.
 VERBS = {
     "tune": "The main job: quantize, find what loses accuracy, repair it, export, prove.",
+    "quantize": "Calibrate, export as Q/DQ pairs or in integers alone, and prove the files.",
+    "verify": "Prove files again that quantize or tune wrote.",
     "calibrate": "Find the range of every value and write a calibration table.",
     "sensitivity": "Rank operators by what they lose at int8; leave the worst in float.",
     "search": "Search mixed precision: the cheapest plan for a target, or the best within a budget.",
+    "luts": "Which look-up table loses accuracy, and the best table for it.",
     "train": "Quantization-aware training of a classifier, from a recipe.",
     "demo": "The whole story on two small networks; needs no model and no data.",
     "targets": "List the chips and engines to quantize for.",

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from bitwright.flow.settings import Settings
+from bitwright.flow.settings import Export, Settings
 
 _DEFAULT = Settings()
 _DATA, _PICTURES, _QUANTIZING, _RESULTS = ("Data", "Pictures and raw files", "Quantizing", "Results")
@@ -19,6 +19,14 @@ Model = Annotated[
         metavar="MODEL",
         help="An ONNX file, or file.py:function or module:function that returns (torch module, example inputs).",
         show_default=False,
+    ),
+]
+
+
+ExportFlag = Annotated[
+    Export,
+    typer.Option(
+        help="Which files: with Q/DQ pairs, in integer operators alone, or both.", rich_help_panel=_QUANTIZING
     ),
 ]
 

@@ -5,27 +5,33 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from bitwright.cli.options import DataFlags
+from bitwright.cli.options import DataFlags, QuantizeFlags
 from bitwright.errors import DataError
 from bitwright.flow.outputs import write_json
+from bitwright.flow.settings import Export
 
 NAME = "job.json"
+#: Flags that may name files.
+_PLACES = ("data", "labels", "calibration_data", "target")
+Flags = TypeVar("Flags", DataFlags, QuantizeFlags)
 
 
 @dataclass(frozen=True)
 class Record:
-    """*model*, *target*: as the flags take them; paths are absolute."""
+    """The flags of a job; paths are absolute."""
 
     model: str
-    target: str
+    quantize: QuantizeFlags
     data: DataFlags
+    export: Export
 
     def save(self, folder: Path) -> None:
         """Write `job.json`. *raises* `OutputError`."""
-        flags = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.data).items()}
-        write_json(folder / NAME, {"model": self.model, "target": self.target, "data": flags})
+        data = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.data).items()}
+        found = {"model": self.model, "quantize": asdict(self.quantize), "data": data, "export": self.export}
+        write_json(folder / NAME, found)
 
     @classmethod
     def load(cls, folder: Path) -> Record:
@@ -33,7 +39,8 @@ class Record:
         path = folder / NAME
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return cls(str(found["model"]), str(found["target"]), _data(found["data"]))
+            data = DataFlags(**_typed(found["data"]))
+            return cls(str(found["model"]), QuantizeFlags(**found["quantize"]), data, found["export"])
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise DataError(
                 str(path),
@@ -43,22 +50,19 @@ class Record:
             ) from e
 
 
-def record_of(model: str, target: str, data: DataFlags) -> Record:
-    """The record of a job; paths are made absolute."""
-    places = {
-        f.name: _absolute(str(getattr(data, f.name)))
-        for f in fields(data)
-        if f.name in ("data", "labels", "calibration_data") and getattr(data, f.name) is not None
-    }
-    return Record(_absolute(model), _absolute(target), replace(data, **_typed(places)))
+def record_of(model: str, quantize: QuantizeFlags, data: DataFlags, export: Export) -> Record:
+    """The record of a job."""
+    return Record(_absolute(model), _with_absolute(quantize), _with_absolute(data), export)
 
 
-def _data(found: dict[str, Any]) -> DataFlags:
-    return DataFlags(**_typed(found))
+def _with_absolute(flags: Flags) -> Flags:
+    given = {f.name: getattr(flags, f.name) for f in fields(flags) if f.name in _PLACES}
+    places = {name: _absolute(str(place)) for name, place in given.items() if place is not None}
+    return replace(flags, **_typed(places))
 
 
 def _typed(flags: dict[str, Any]) -> dict[str, Any]:
-    """*flags*, with the file of labels a path again."""
+    """*flags*, with the file of labels a path."""
     labels = flags.get("labels")
     return {**flags, "labels": Path(labels)} if labels is not None else flags
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.cli.printing import print_json, print_table
+from bitwright.flow.exports import Exports
 from bitwright.flow.outputs import stage_table, summary
 from bitwright.flow.result import Tuned
 
@@ -15,6 +16,8 @@ from bitwright.flow.result import Tuned
 _FILES = {
     "report.html": "tables and charts",
     "_qdq.onnx": "the quantized model, for ONNX Runtime",
+    "_integer.onnx": "the same in integer operators alone, for any ONNX runtime",
+    "accumulators.csv": "the largest sum that every operator can reach",
     "_qat.onnx": "the trained, quantized model, for ONNX Runtime",
     "history.csv": "loss and accuracy of every epoch",
     "_qtable": "precision of every operator",
@@ -31,6 +34,8 @@ _FILES = {
     "plan.json": "every decision and its reason",
     "summary.json": "all figures",
 }
+#: What jobs that export write.
+EXPORT_FILES = ("_qdq.onnx", "_integer.onnx", "accumulators.csv")
 #: What every search writes.
 SEARCH_FILES = ("_qtable", "new_cali_table", "sensitivity.csv", "search.log", "plan.json", "summary.json")
 
@@ -58,8 +63,8 @@ def print_tuned(tuned: Tuned, folder: Path, *, as_json: bool) -> int:
     else:
         print_table(stage_table(tuned))
         print_changed(tuned.choice.groups)
-        print(f"\n{_proof_line(tuned.proof.to_json())}")
-        print_files(folder, "report.html", "_qdq.onnx", *SEARCH_FILES)
+        print_exports(tuned.exports)
+        print_files(folder, "report.html", *EXPORT_FILES, *SEARCH_FILES)
     return verdict(tuned.reached, tuned.choice.similarity, tuned.expected_cos, folder)
 
 
@@ -92,7 +97,19 @@ def verdict(
     return 1
 
 
-def _proof_line(proof: Mapping[str, Any]) -> str:
+def print_exports(exports: Exports) -> None:
+    """What the proofs found, and what an integer model has besides integers."""
+    print()
+    for name, proof in exports.proofs.items():
+        print(f"Proof of {name.strip('_')}: {proof_line(proof.to_json())}")
+    islands = {} if exports.integer is None else exports.integer.islands
+    if islands:
+        print(f"Float islands of the integer model ({len(islands)}):")
+        for op, why in islands.items():
+            print(f"  {op}: {why}")
+
+
+def proof_line(proof: Mapping[str, Any]) -> str:
     steps, share = proof["per_op_max_steps"], proof["per_op_fraction"]
     apart = (
         "no output code differs"
@@ -102,7 +119,7 @@ def _proof_line(proof: Mapping[str, Any]) -> str:
     if proof["per_op_ties"]:
         apart += f", besides ties that no float engine can decide (at most {_share(proof['per_op_ties'])})"
     return (
-        f"Proof: ONNX Runtime against the simulation, operator by operator: {apart}; "
+        f"ONNX Runtime against the simulation, operator by operator: {apart}; "
         f"whole network: cosine {proof['cosine']:.6f}."
     )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from bitwright.cli.job import job
-from bitwright.cli.options import DataFlags, Model, QuantizeFlags, ResultFlags
+from bitwright.cli.options import DataFlags, ExportFlag, Model, QuantizeFlags, ResultFlags
+from bitwright.cli.record import record_of
 from bitwright.cli.results import print_tuned
 from bitwright.cli.search_options import SearchFlags
 from bitwright.cli.settings import settings_of
@@ -35,6 +37,7 @@ def run(
     quantize: QuantizeFlags,
     search: SearchFlags,
     result: ResultFlags,
+    export: ExportFlag = "qdq",
     max_float_ops: Annotated[
         int | None,
         typer.Option(
@@ -49,6 +52,7 @@ def run(
     """Parse, tune, print. *returns* the exit status."""
     folder = result.folder(model, quantize.target)
     with job(folder, quiet=result.quiet, save_state=search.save_state) as watcher:
-        settings = settings_of(data, quantize, search, max_float_ops=max_float_ops)
+        settings = replace(settings_of(data, quantize, search, max_float_ops=max_float_ops), export=export)
         tuned = tune(model, data.data, output=folder, settings=settings, watcher=watcher)
+        record_of(model, quantize, data, export).save(folder)
     return print_tuned(tuned, folder, as_json=result.json)

@@ -9,13 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from bitwright.errors import OutputError
-from bitwright.exporters.onnx_float import save_model
 from bitwright.exporters.tpu_mlir import write_calibration_table, write_qtable
 from bitwright.files import write_text
 from bitwright.flow.bench import Bench, fixed_batch
+from bitwright.flow.exports import Exports, exports_json, island_table, write_exports
 from bitwright.flow.result import Tuned
 from bitwright.plan.plan import Plan
 from bitwright.report.page import Page, Section, write_page
@@ -194,11 +192,11 @@ def _log(bench: Bench, rows: Sequence[Sensitivity], choice: Choice, int8: float)
 # --- files of tune ---------------------------------------------------------------------------------------------
 
 
-def write_tune(folder: Path, result: Tuned, exported: onnx.ModelProto) -> None:
+def write_tune(folder: Path, result: Tuned) -> None:
     """Everything that `tune` promises, the summary last."""
     bench = result.bench
     write_search(folder, bench, result.rows, result.choice, result.stages["int8"].cosine)
-    save_model(exported, folder / f"{bench.name}_qdq.onnx")
+    write_exports(folder, bench.name, result.exports)
     write_json(folder / "plan.json", result.plan.to_json())
     write_page(folder / "report.html", tune_page(result))
     write_json(folder / "summary.json", summary(result))
@@ -225,8 +223,7 @@ def summary(result: Tuned) -> dict[str, Any]:
         "opaque": list(bench.graph.info.opaque),
         "seconds": {k: round(v, 3) for k, v in result.seconds.items()},
         "forward_passes": round(bench.evaluator.effort.forward_passes, 2),
-        "runtime_check": result.proof.to_json(),
-        "runtime_check_default": result.proof.default.to_json(),
+        **exports_json(result.exports),
         "versions": versions(),
     }
 
@@ -235,6 +232,16 @@ def versions() -> dict[str, str]:
     """Versions of what the figures depend on."""
     names = ("torch", "onnx", "onnxruntime", "numpy")
     return {"bitwright": __version__, "python": platform.python_version(), **{n: version(n) for n in names}}
+
+
+def export_sections(exports: Exports) -> list[Section]:
+    """The proof of every file, and what an integer model has besides integers."""
+    sections = [Section(proof.table(), note=f"{name.strip('_')}") for name, proof in exports.proofs.items()]
+    if exports.integer is not None:
+        if exports.integer.islands:
+            sections.append(Section(island_table(exports.integer)))
+        sections.append(Section(exports.integer.proofs()))
+    return sections
 
 
 def tune_page(result: Tuned) -> Page:
@@ -251,7 +258,7 @@ def tune_page(result: Tuned) -> Page:
         sections += [Section(sensitivity, bar=("name", "loss")), Section(tried_table(result.choice))]
     if refused.rows:
         sections.append(Section(refused))
-    sections.append(Section(result.proof.table()))
+    sections += export_sections(result.exports)
     subtitle = (
         f"target {bench.target.name} · {bench.calibration_samples} calibration samples · "
         f"{bench.inference_samples} inference samples · asked-for cosine {result.expected_cos:g}: "

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from bitwright.flow.accuracy import Accuracy
 from bitwright.flow.bench import Bench
+from bitwright.flow.exports import Exports
 from bitwright.plan.cost import Costs
 from bitwright.plan.plan import Plan
-from bitwright.runtime.proof import Proof
 from bitwright.search.choose import Choice
 from bitwright.search.sensitivity import Sensitivity
 
@@ -51,7 +51,7 @@ class Tuned:
     stages: dict[str, Stage]
     rows: tuple[Sensitivity, ...]
     chosen: Chosen
-    proof: Proof
+    exports: Exports
     seconds: dict[str, float]
     expected_cos: float
 
@@ -67,5 +67,5 @@ class Tuned:
 
     @property
     def plan(self) -> Plan:
-        """The plan of the mixed model."""
-        return self.choice.plan
+        """The plan of the mixed model, as its files hold it."""
+        return self.exports.plan

@@ -16,6 +16,8 @@ from bitwright.search.sensitivity import METHODS
 from bitwright.search.similarity import PostProcess
 
 SearchMethod = Literal["sketch", "exact", "sketch+verify"]
+#: Which files a job writes: with Q/DQ pairs, in integers alone, or both.
+Export = Literal["qdq", "integer", "both"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Settings:
     labels: Path | None = None
     #: Whether composite operators are taken apart into parts with int16 inside; a target with `tables` does so anyway.
     tables: bool = False
+    export: Export = "qdq"
     #: What to calibrate on, in any form that data may have; None: samples of the data itself.
     calibration_data: object = None
     #: Shapes of an ONNX model's inputs that the file leaves open, by name; -1 as first entry keeps the batch dynamic.

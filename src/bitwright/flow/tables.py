@@ -41,15 +41,27 @@ def build_tables(
         assert read is not None
         q_in = _solved(plan, name, read, "input")
         q_out = _solved(plan, name, graph.op(name).outputs[0], "output")
-        seen = statistics.find(read)
         found[name] = table_of(
             graph.op(name),
             q_in,
             q_out,
             settings.get(name) or plan.ops[name].table,
-            weights=None if seen is None else code_weights(seen, q_in),
+            weights=seen_codes(graph, statistics, name, q_in),
         )
     return found
+
+
+def seen_codes(graph: Graph, statistics: Statistics, op: str, q_in: QParams) -> Array | None:
+    """`code_weights` of what the operator *op* reads; None if *statistics* did not see it."""
+    seen = statistics.find(str(graph.op_inputs(op)[0]))
+    return None if seen is None else code_weights(seen, q_in)
+
+
+def error_on_data(graph: Graph, statistics: Statistics, op: str, table: LookupTable) -> tuple[float, float]:
+    """Largest and RMS error of the operator's *table* on the inputs that *statistics* saw, in output steps."""
+    function = graph.op(op).table_function()
+    assert function is not None
+    return table.error(function, weights=seen_codes(graph, statistics, op, table.q_in))
 
 
 def table_operators(graph: Graph, plan: Plan) -> list[str]:

@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx
 from torch import nn
 
-from bitwright.exporters.onnx_qdq import export_qdq
 from bitwright.flow.accuracy import measure_accuracy
-from bitwright.flow.bench import Bench, batches_of, open_bench, take
+from bitwright.flow.bench import Bench, open_bench
 from bitwright.flow.choosing import choose_precisions, choose_thresholds, nothing_to_choose
+from bitwright.flow.exports import for_exports, make_exports
 from bitwright.flow.outputs import check_writable, write_search, write_tune
 from bitwright.flow.progress import Silence, Watcher
 from bitwright.flow.ranking import rank, state_path
@@ -22,12 +21,7 @@ from bitwright.flow.result import Chosen, Stage, Tuned
 from bitwright.flow.settings import Settings
 from bitwright.graph.graph import Graph
 from bitwright.plan.plan import Plan
-from bitwright.runtime.proof import Proof
-from bitwright.runtime.verify import verify
 from bitwright.search.sensitivity import Sensitivity
-
-#: Samples of the proof: every operator is compared on each of them.
-PROOF_SAMPLES = 16
 
 
 class _Clock:
@@ -60,7 +54,7 @@ def tune(
     A target that is missed is no error: the result says so (`reached`) and holds the best plan found. *raises* the
     errors of every stage; `ProofError` if ONNX Runtime computes something else than the simulation.
     """
-    settings, watcher = settings or Settings(), watcher or Silence()
+    settings, watcher = for_exports(settings or Settings()), watcher or Silence()
     folder = check_writable(Path(output))
     clock = _Clock()
     bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
@@ -83,17 +77,17 @@ def tune(
     if bench.dataset.labels is not None:
         stages = _with_accuracy(bench, stages, watcher)
         clock.lap("accuracy")
-    exported, proof = _proved(bench, search.choice.plan, settings, watcher, clock)
+    exports = make_exports(bench, search.choice.plan, settings, watcher, clock.lap)
     result = Tuned(
         bench,
         stages,
         rows,
         search,
-        proof,
+        exports,
         clock.seconds,
         settings.expected_cos,
     )
-    write_tune(folder, result, exported)
+    write_tune(folder, result)
     if rows:
         state_path(settings, folder, "sensitivity").unlink(missing_ok=True)
     return result
@@ -120,18 +114,6 @@ def repair(
     )
     lap("choice")
     return ranking.rows, replace(chosen, kept=kept)
-
-
-def _proved(
-    bench: Bench, plan: Plan, settings: Settings, watcher: Watcher, clock: _Clock
-) -> tuple[onnx.ModelProto, Proof]:
-    exported = export_qdq(bench.graph, plan)
-    clock.lap("export")
-    samples = take(bench.graph, bench.dataset, PROOF_SAMPLES, settings.seed)
-    watcher.stage("proving on ONNX Runtime", len(samples))
-    proof = verify(bench.graph, plan, exported, batches_of(bench, samples, 4), progress=watcher.advance)
-    clock.lap("proof")
-    return exported, proof
 
 
 def _with_accuracy(bench: Bench, stages: dict[str, Stage], watcher: Watcher) -> dict[str, Stage]:

@@ -126,6 +126,20 @@ class Proof:
             key=lambda d: (not d.holds, d.steps / d.max_steps, (d.differing - d.ties) / d.allowed),
         )
 
+    @property
+    def holds(self) -> bool:
+        """True if every operator keeps the rule, and the network does."""
+        return all(d.holds for d in self.per_op) and self._network_holds
+
+    @property
+    def _network_holds(self) -> bool:
+        return 1 - self.literal.cosine <= 1 - self.literal.float_cosine + COSINE_SLACK
+
+    @property
+    def first_apart(self) -> OpDifference | None:
+        """The first operator, in execution order, of which a code differs."""
+        return next((d for d in self.per_op if d.steps), None)
+
     def check(self) -> None:
         """*raises* `ProofError` naming the operator that breaks the rule, or the network if only that does."""
         broken = [d for d in self.per_op if not d.holds]
@@ -140,7 +154,7 @@ class Proof:
                 remedy="The exported model does not compute what was simulated; please report it with the model.",
             )
         whole = self.literal
-        if not 1 - whole.cosine <= 1 - whole.float_cosine + COSINE_SLACK:
+        if not self._network_holds:
             raise ProofError(
                 "the exported network",
                 expected=f"a cosine to the simulation of at least {whole.float_cosine:.6f}, the float network's",
@@ -161,6 +175,7 @@ class Proof:
             "per_op_max_steps": max((d.steps for d in narrow), default=0),
             "per_op_fraction": max((d.fraction for d in narrow), default=0.0),
             "per_op_ties": max((d.tie_fraction for d in narrow), default=0.0),
+            "first_op_apart": None if self.first_apart is None else self.first_apart.name,
             "worst_op": None if self.worst is None else self.worst.name,
             "optimisation": optimisation,
             "samples": self.literal.samples,
@@ -173,8 +188,9 @@ class Proof:
             found["per_op_fraction_int16"] = max(d.fraction for d in wide)
         return found
 
-    def table(self) -> Table:
-        """One row for each operator that was compared."""
+    def table(self, *, worst_first: bool = False) -> Table:
+        """One row for each operator that was compared, in execution order unless told otherwise."""
+        compared = sorted(self.per_op, key=lambda d: (-d.steps, -d.fraction)) if worst_first else self.per_op
         columns = (
             Column("name", "operator"),
             Column("kind", "kind"),
@@ -194,6 +210,6 @@ class Proof:
                 "ties": d.tie_fraction,
                 "elements": d.elements,
             }
-            for d in self.per_op
+            for d in compared
         )
         return Table("Proof: ONNX Runtime against the simulation, same input codes", columns, rows)

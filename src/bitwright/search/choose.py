@@ -127,7 +127,7 @@ def without_needless(
     losses choose too many where losses are small and alike. *cost*: of the groups that differ from *base*.
     """
     best, tried = choice, [*choice.tried]
-    for group in reversed(choice.groups):
+    for group in reversed(list(choice.groups)):
         fewer = {g: p for g, p in best.groups.items() if g != group}
         plan = solve(
             best.plan.with_precision([group], base.precision(group), base.ops[base.groups[group][0]].why)

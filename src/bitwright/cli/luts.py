@@ -1,0 +1,124 @@
+"""`bitwright luts`: look-up tables."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitwright.cli.job import job
+from bitwright.cli.options import DataFlags, Model, QuantizeFlags, ResultFlags
+from bitwright.cli.printing import print_json, print_table
+from bitwright.cli.results import print_files
+from bitwright.cli.search_options import Evaluate, SearchFlags
+from bitwright.cli.settings import settings_of
+from bitwright.cli.signature import flat
+from bitwright.flow.luts import (
+    TOLERANCE,
+    LutsResult,
+    remedy_table,
+    run_luts,
+    stage_table,
+    summary,
+    table_table,
+)
+from bitwright.numerics.table_settings import STRATEGIES, TableSettings
+
+HELP = """Find out whether look-up tables lose accuracy, which of them, and what to do about it.
+
+Functions (exp, sigmoid, softmax, norms, …) become fixed-point tables. Measures the network with float tables and with fixed ones, ranks all
+tables by an error sketch, puts them back to float one after another until the score recovers, and tries remedies on the guilty ones:
+other dividing points, more segments, a narrower range, one period, an int16 result. What helps is written into plan.json.
+
+--strategy and --num-tables say how your chip makes its tables to begin with.
+
+Exit status: 0 if tables cost no more than the tolerance (any more), 1 if they still do, 2 on bad input."""
+EXAMPLES = (
+    "bitwright luts model.onnx --data samples.npz --target journey6 -o out",
+    "bitwright luts model.onnx --data samples.npz --strategy evenly --num-tables 6 --evaluate metric.py:top1",
+)
+#: Rows on the screen: the file has all.
+_ROWS = 20
+_TABLES = "Tables"
+
+
+@dataclass(frozen=True)
+class TableFlags:
+    """How tables are made to begin with, and what they may cost."""
+
+    strategy: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"How segments are divided: {', '.join(s for s in STRATEGIES if s != 'manual')}.",
+            rich_help_panel=_TABLES,
+        ),
+    ] = TableSettings().strategy
+    num_tables: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Segments of a table.", rich_help_panel=_TABLES)
+    ] = TableSettings().num_tables
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            metavar="X", min=0, help="What tables may cost, of the cosine or metric.", rich_help_panel=_TABLES
+        ),
+    ] = TOLERANCE
+    inference_num: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Samples to compare on; 0: all.", rich_help_panel=_TABLES)
+    ] = SearchFlags().inference_num
+
+
+@flat
+def run(
+    model: Model,
+    data: DataFlags,
+    quantize: QuantizeFlags,
+    tables: TableFlags,
+    result: ResultFlags,
+    evaluate: Evaluate = None,
+) -> int:
+    """Parse, find, print. *returns* the exit status."""
+    folder = result.folder(model, quantize.target)
+    with job(folder, quiet=result.quiet) as watcher:
+        search = SearchFlags(inference_num=tables.inference_num)
+        found = run_luts(
+            model,
+            data.data,
+            output=folder,
+            settings=settings_of(data, quantize, search, evaluate=evaluate),
+            table_settings=TableSettings(strategy=tables.strategy, num_tables=tables.num_tables),
+            tolerance=tables.tolerance,
+            watcher=watcher,
+        )
+    if result.json:
+        print_json(summary(found))
+    else:
+        _print(found, folder)
+    return 0 if found.repaired else 1
+
+
+def _print(found: LutsResult, folder: Path) -> None:
+    print_table(stage_table(found))
+    print(f"\n{verdict(found)}\n")
+    print_table(table_table(found), limit=_ROWS, more=f"all in {folder / 'luts.csv'}")
+    if found.remedies:
+        print_table(remedy_table(found.remedies))
+    print_files(folder, "report.html", "luts.csv", "remedies.csv", "plan.json", "summary.json")
+    sys.stdout.flush()
+
+
+def verdict(found: LutsResult) -> str:
+    """The answers in words."""
+    lost = found.stages["float tables"].value - found.stages["fixed tables"].value
+    what = "metric" if found.metric is not None else "cosine"
+    if not found.to_blame:
+        return f"Tables are not to blame: they cost {max(lost, 0.0):.6f} of the {what}, at most {found.tolerance:g} is tolerated."
+    guilty = ", ".join(found.walk.guilty)
+    after = found.stages["float tables"].value - found.stages["repaired"].value
+    said = f"Tables are to blame: they cost {lost:.6f} of the {what}. Guilty: {guilty}."
+    if not found.walk.recovered:
+        said += " Even with all of them in float it does not recover: tables are not all."
+    return f"{said} After repair they cost {max(after, 0.0):.6f}."

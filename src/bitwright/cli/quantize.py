@@ -1,0 +1,52 @@
+"""`bitwright quantize`: calibrate, export, prove."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bitwright.cli.job import job
+from bitwright.cli.options import DataFlags, ExportFlag, Model, QuantizeFlags, ResultFlags
+from bitwright.cli.printing import print_json, print_table
+from bitwright.cli.record import record_of
+from bitwright.cli.results import EXPORT_FILES, print_exports, print_files
+from bitwright.cli.settings import settings_of
+from bitwright.cli.signature import flat
+from bitwright.flow.quantize import quantized_summary, quantized_table, run_quantize
+
+HELP = """Quantize everything that the target allows, without a search, and export it: as standard ONNX with Q/DQ pairs, as standard ONNX in
+integer operators alone, or both. Every operator of every file is compared with the simulation on ONNX Runtime.
+
+In the integer file convolutions, products, sums and look-up tables are integer operators; softmax, norms and division are taken apart, with
+int16 inside. What stays float is listed, with the reason. bitwright tune --export does the same after a search."""
+EXAMPLES = (
+    "bitwright quantize model.onnx --data samples.npz --target journey6 --export both -o out",
+    "bitwright verify out",
+)
+
+
+@flat
+def run(
+    model: Model, data: DataFlags, quantize: QuantizeFlags, result: ResultFlags, export: ExportFlag = "qdq"
+) -> int:
+    """Parse, quantize, print. *returns* the exit status."""
+    folder = result.folder(model, quantize.target)
+    with job(folder, quiet=result.quiet) as watcher:
+        settings = replace(settings_of(data, quantize), export=export)
+        made = run_quantize(model, data.data, output=folder, settings=settings, watcher=watcher)
+        record_of(model, quantize, data, export).save(folder)
+    if result.json:
+        print_json(quantized_summary(made))
+    else:
+        print_table(quantized_table(made))
+        print_exports(made.exports)
+        print_files(
+            folder,
+            "report.html",
+            *EXPORT_FILES,
+            "_qtable",
+            "new_cali_table",
+            "ranges.csv",
+            "plan.json",
+            "summary.json",
+        )
+    return 0

@@ -1,0 +1,62 @@
+"""`bitwright verify`: prove files again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitwright.cli.job import job
+from bitwright.cli.printing import print_json, print_table
+from bitwright.cli.record import Record
+from bitwright.cli.results import proof_line
+from bitwright.cli.settings import settings_of
+from bitwright.cli.signature import flat
+from bitwright.flow.quantize import run_verify
+
+HELP = """Prove again the files of a folder that bitwright quantize or tune wrote: every operator of the Q/DQ file and of the integer file on ONNX
+Runtime against the simulation of plan.json, both fed with the same input codes.
+
+Model, data and flags are found in job.json there; --model and --data name others, should they have moved.
+
+Exit status: 0 if the rule of docs/numerics.md holds for every operator, 1 if not, 2 on bad input."""
+EXAMPLES = ("bitwright verify out", "bitwright verify out --data other_samples.npz --json")
+#: Rows on the screen.
+_ROWS = 12
+
+Folder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="What quantize or tune wrote.", show_default=False)
+]
+
+
+@dataclass(frozen=True)
+class VerifyFlags:
+    """What differs from the job that wrote the files."""
+
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help="The model, if it has moved.")] = None
+    data: Annotated[str | None, typer.Option(metavar="PLACE", help="Samples to compare on.")] = None
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False
+
+
+@flat
+def run(folder: Folder, flags: VerifyFlags) -> int:
+    """Parse, prove, print. *returns* the exit status."""
+    record = Record.load(folder)
+    data = record.data
+    if flags.data is not None:  # tables were made from the statistics of the calibration data
+        data = replace(data, data=flags.data, calibration_data=data.calibration_data or data.data)
+    with job(folder, quiet=flags.quiet) as watcher:
+        settings = replace(settings_of(data, record.quantize), export=record.export)
+        proofs = run_verify(
+            folder, flags.model or record.model, data.data, settings=settings, watcher=watcher
+        )
+    if flags.json:
+        print_json({name.strip("_"): proof.to_json() for name, proof in proofs.items()})
+    else:
+        for name, proof in proofs.items():
+            print(f"\n{name.strip('_')}: {proof_line(proof.to_json())}")
+            print_table(proof.table(worst_first=True), limit=_ROWS)
+    return 0 if all(proof.holds for proof in proofs.values()) else 1

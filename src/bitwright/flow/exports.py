@@ -1,0 +1,135 @@
+"""The files of a plan, each proven on ONNX Runtime: with Q/DQ pairs, in integers alone, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from bitwright.errors import ProofError
+from bitwright.exporters.integer import IntegerModel, lower
+from bitwright.exporters.onnx_float import save_model
+from bitwright.exporters.onnx_qdq import export_qdq
+from bitwright.files import write_text
+from bitwright.flow.bench import Bench, batches_of, take
+from bitwright.flow.progress import Watcher
+from bitwright.flow.settings import Export, Settings
+from bitwright.flow.tables import build_tables, settled
+from bitwright.numerics.lut import LookupTable
+from bitwright.ops.table import with_tables
+from bitwright.plan.plan import Plan
+from bitwright.runtime.proof import Proof
+from bitwright.runtime.verify import measure, verify
+from bitwright.table import Column, Table
+
+#: What follows the model's name in a file's.
+QDQ, INTEGER = "_qdq.onnx", "_integer.onnx"
+#: Samples of a proof: every operator is compared on each of them.
+PROOF_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Exports:
+    """*plan*: what the files hold, down to the dividing points of tables. *proofs*: of the files there are, by what follows the model's
+    name; the integer file against the simulation with tables."""
+
+    plan: Plan
+    qdq: onnx.ModelProto | None
+    integer: IntegerModel | None
+    proofs: Mapping[str, Proof]
+
+
+def for_exports(settings: Settings) -> Settings:
+    """*settings* of a job that writes files: composite operators are taken apart where integers are asked for."""
+    return replace(settings, tables=settings.tables or settings.export != "qdq")
+
+
+def make_exports(
+    bench: Bench,
+    plan: Plan,
+    settings: Settings,
+    watcher: Watcher,
+    lap: Callable[[str], None] = lambda _: None,
+) -> Exports:
+    """The files of *plan* that the settings ask for, proven. *lap*: called with the name of each part when it ends.
+
+    *raises* `ProofError` if ONNX Runtime computes something else than the simulation.
+    """
+    export: Export = settings.export
+    tables = build_tables(bench.graph, plan, bench.statistics) if export != "qdq" else {}
+    plan = settled(bench.graph, plan, tables)
+    qdq = export_qdq(bench.graph, plan) if export != "integer" else None
+    integer = lower(bench.graph, plan, bench.target, tables) if export != "qdq" else None
+    lap("export")
+    models = {QDQ: qdq, INTEGER: None if integer is None else integer.model}
+    proofs = prove(bench, plan, {n: m for n, m in models.items() if m is not None}, tables, settings, watcher)
+    lap("proof")
+    return Exports(plan, qdq, integer, proofs)
+
+
+def prove(
+    bench: Bench,
+    plan: Plan,
+    models: Mapping[str, onnx.ModelProto],
+    tables: Mapping[str, LookupTable],
+    settings: Settings,
+    watcher: Watcher,
+    *,
+    check: bool = True,
+) -> dict[str, Proof]:
+    """The proof of each of *models*, by what follows the model's name in its file's. *tables*: of an integer model.
+
+    *raises* `ProofError` unless told not to *check*.
+    """
+    samples = take(bench.graph, bench.dataset, PROOF_SAMPLES, settings.seed)
+    compare = verify if check else measure
+    proofs = {}
+    for name, model in models.items():
+        kind = "integers" if name == INTEGER else "Q/DQ pairs"
+        watcher.stage(f"proving on ONNX Runtime ({kind})", len(samples))
+        graph = with_tables(bench.graph, tables) if name == INTEGER and tables else bench.graph
+        try:
+            proofs[name] = compare(
+                graph, plan, model, batches_of(bench, samples, 4), progress=watcher.advance
+            )
+        except ProofError as e:
+            raise ProofError(
+                f"{name.strip('_')}, {e.where}", expected=e.expected, found=e.found, remedy=e.remedy
+            ) from e
+    return proofs
+
+
+def write_exports(folder: Path, name: str, exports: Exports) -> None:
+    """`NAME_qdq.onnx`, `NAME_integer.onnx` with `accumulators.csv`, those there are."""
+    if exports.qdq is not None:
+        save_model(exports.qdq, folder / f"{name}{QDQ}")
+    if exports.integer is not None:
+        save_model(exports.integer.model, folder / f"{name}{INTEGER}")
+        write_text(folder / "accumulators.csv", exports.integer.proofs().to_csv())
+
+
+def exports_json(exports: Exports) -> dict[str, Any]:
+    """What `summary.json` holds of the files."""
+    found: dict[str, Any] = {"runtime_check": None, "runtime_check_default": None}
+    if QDQ in exports.proofs:
+        proof = exports.proofs[QDQ]
+        found = {"runtime_check": proof.to_json(), "runtime_check_default": proof.default.to_json()}
+    if exports.integer is not None:
+        proof = exports.proofs[INTEGER]
+        found["integer"] = {
+            "runtime_check": proof.to_json(),
+            "runtime_check_default": proof.default.to_json(),
+            "islands": dict(exports.integer.islands),
+            "bytes": exports.integer.model.ByteSize(),
+        }
+    return found
+
+
+def island_table(integer: IntegerModel) -> Table:
+    """Operators of an integer model that stayed float, with their reasons."""
+    columns = (Column("op", "operator"), Column("why", "reason"))
+    rows = tuple({"op": n, "why": w} for n, w in integer.islands.items())
+    return Table("Float islands of the integer model", columns, rows)

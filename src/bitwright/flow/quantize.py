@@ -1,0 +1,163 @@
+"""`quantize`: calibrate, export, prove. And `verify`: prove again what it, or `tune`, has written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from torch import nn
+
+from bitwright.errors import ModelError, PlanError
+from bitwright.flow.accuracy import Accuracy, measure_accuracy
+from bitwright.flow.bench import Bench, open_bench
+from bitwright.flow.calibration import range_table, write_ranges
+from bitwright.flow.exports import (
+    INTEGER,
+    QDQ,
+    Exports,
+    exports_json,
+    for_exports,
+    make_exports,
+    prove,
+    write_exports,
+)
+from bitwright.flow.outputs import check_writable, export_sections, versions, write_json, write_tables
+from bitwright.flow.progress import Silence, Watcher
+from bitwright.flow.settings import Settings
+from bitwright.flow.tables import build_tables
+from bitwright.graph.graph import Graph
+from bitwright.plan.plan import Plan
+from bitwright.report.page import Page, Section, write_page
+from bitwright.runtime.proof import Proof
+from bitwright.table import Column, Table
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What `quantize` made. *cosine*: to the float network. *accuracy*: `float` and `quantized`, where labels are known."""
+
+    bench: Bench
+    exports: Exports
+    cosine: float
+    accuracy: dict[str, Accuracy]
+
+
+def run_quantize(
+    model: str | Path | nn.Module | Graph,
+    data: object,
+    *,
+    output: str | Path,
+    settings: Settings | None = None,
+    watcher: Watcher | None = None,
+    example_inputs: Any = None,
+) -> Quantized:
+    """Quantize everything that the target allows, by one threshold method, without a search; export as the settings say, prove.
+
+    Writes `NAME_qdq.onnx`, `NAME_integer.onnx`, `plan.json`, the tables of vendor tools, `ranges.csv`, `report.html` and `summary.json` to
+    *output*. *raises* the errors of every stage.
+    """
+    settings, watcher = for_exports(settings or Settings()), watcher or Silence()
+    folder = check_writable(Path(output))
+    bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
+    watcher.stage("comparing with float")
+    cosine = bench.evaluator.evaluate(bench.plan)
+    accuracy = {}
+    if bench.dataset.labels is not None:
+        accuracy = measure_accuracy(bench, {"float": None, "quantized": bench.plan}, watcher)
+    exports = make_exports(bench, bench.plan, settings, watcher)
+    result = Quantized(bench, exports, cosine, accuracy)
+    _write(folder, result)
+    return result
+
+
+def quantized_table(result: Quantized) -> Table:
+    """Float against quantized."""
+    columns: tuple[Column, ...] = (Column("model", "model"), Column("cosine", "cosine", "", 6))
+    if result.accuracy:
+        columns += (Column("top1", "top-1", "%", 2), Column("top5", "top-5", "%", 2))
+    rows = []
+    for title, cosine in (("float", 1.0), ("quantized", result.cosine)):
+        row: dict[str, Any] = {"model": title, "cosine": cosine}
+        if result.accuracy:
+            found = result.accuracy[title]
+            row |= {"top1": 100 * found.top1, "top5": 100 * found.top5}
+        rows.append(row)
+    return Table(f"{result.bench.name} on {result.bench.target.name}", columns, tuple(rows))
+
+
+def quantized_summary(result: Quantized) -> dict[str, Any]:
+    """The contents of summary.json."""
+    bench = result.bench
+    found: dict[str, dict[str, float]] = {"float": {"cosine": 1.0}, "quantized": {"cosine": result.cosine}}
+    for name, accuracy in result.accuracy.items():
+        found[name] |= {"top1": accuracy.top1, "top5": accuracy.top5}
+    return {
+        "model": bench.name,
+        "target": bench.target.name,
+        "images": {"calibration": bench.calibration_samples, "inference": bench.inference_samples},
+        **found,
+        "float_ops": result.exports.plan.float_groups,
+        "not_granted": bench.plan.refusals,
+        **exports_json(result.exports),
+        "versions": versions(),
+    }
+
+
+def _write(folder: Path, result: Quantized) -> None:
+    bench = result.bench
+    write_exports(folder, bench.name, result.exports)
+    write_tables(folder, bench, result.exports.plan)
+    write_ranges(folder, bench, range_table(bench))
+    write_json(folder / "plan.json", result.exports.plan.to_json())
+    subtitle = f"target {bench.target.name} · {bench.calibration_samples} calibration samples"
+    sections = (Section(quantized_table(result)), *export_sections(result.exports))
+    write_page(folder / "report.html", Page(f"Bitwright: {bench.name}, quantized", subtitle, sections))
+    write_json(folder / "summary.json", quantized_summary(result))
+
+
+# --- verify ----------------------------------------------------------------------------------------------------
+
+
+def run_verify(
+    folder: str | Path,
+    model: str | Path | nn.Module | Graph,
+    data: object,
+    *,
+    settings: Settings | None = None,
+    watcher: Watcher | None = None,
+    example_inputs: Any = None,
+) -> dict[str, Proof]:
+    """Prove the files of *folder* against `plan.json` there, on samples of *data*. *returns*: proofs by what follows the model's name.
+
+    *settings*: as the files were made with. Nothing is raised if a proof fails; ask `Proof.holds`. *raises* `PlanError` for a plan
+    of another network, `ModelError` without files.
+    """
+    place, watcher = Path(folder), watcher or Silence()
+    plan = Plan.load(place / "plan.json")
+    models = {end: onnx.load(f) for end in (QDQ, INTEGER) for f in sorted(place.glob(f"*{end}"))[:1]}
+    if not models:
+        raise ModelError(
+            str(place),
+            expected=f"files that end with {QDQ} or {INTEGER}",
+            found="none",
+            remedy="Name a folder that bitwright quantize or tune wrote.",
+        )
+    settings = for_exports(settings or Settings())
+    bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
+    _check_same(bench, plan, place)
+    tables = build_tables(bench.graph, plan, bench.statistics) if INTEGER in models else {}
+    return prove(bench, plan, models, tables, settings, watcher, check=False)
+
+
+def _check_same(bench: Bench, plan: Plan, place: Path) -> None:
+    mine, theirs = set(bench.plan.ops), set(plan.ops)
+    if mine != theirs:
+        odd = sorted(mine ^ theirs)
+        raise PlanError(
+            str(place / "plan.json"),
+            expected=f"a plan of {bench.name}, with its {len(mine)} operators",
+            found=f"one that differs in {len(odd)}, such as {odd[0]}",
+            remedy="Give the model, the target and the flags that the files were made with.",
+        )
