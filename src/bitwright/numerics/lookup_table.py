@@ -42,8 +42,9 @@ class LookupTable:
 
         Reads the result of every possible code, which is computed once.
         """
-        results = self._on(codes.device)
-        return results[codes.to(torch.int64) - self.q_in.spec.dtype.qmin].to(self.q_out.spec.dtype.storage)
+        at = codes.to(torch.int32).sub(self.q_in.spec.dtype.qmin).flatten()
+        found = self._on(codes.device).index_select(0, at).reshape(codes.shape)
+        return found.view(self.q_out.spec.dtype.storage)
 
     def error(self, function: RealFunction, *, weights: Array | None = None) -> tuple[float, float]:
         """Largest and RMS error against *function*, in output steps, over all input codes at which it is finite.
@@ -73,14 +74,15 @@ class LookupTable:
 
     @cached_property
     def _copies(self) -> dict[torch.device, Tensor]:
-        return {}
+        """`results` in the width of the output, signed: torch looks up no uint16."""
+        storage = self.q_out.spec.dtype.storage
+        signed = torch.int16 if storage is torch.uint16 else storage
+        return {torch.device("cpu"): self.results.to(storage).view(signed)}
 
     def _on(self, device: torch.device) -> Tensor:
-        """`results` on *device*, copied there once."""
-        if device.type == "cpu":
-            return self.results
+        """The results on *device*, copied there once."""
         if device not in self._copies:
-            self._copies[device] = self.results.to(device)
+            self._copies[device] = self._copies[torch.device("cpu")].to(device)
         return self._copies[device]
 
     def _clamped(self, codes: Tensor) -> Tensor:
