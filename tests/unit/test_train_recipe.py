@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.unit.cli_cases import Command
 import bitwright.flow.training as training
 from bitwright.errors import NumericsError
 from bitwright.flow.progress import Silence
+from bitwright.flow.training_data import Source
 from bitwright.plan.plan import Plan
 from bitwright.runtime.session import Session
 
@@ -232,6 +234,22 @@ def test_a_last_batch_of_one_sample_and_a_stream_can_be_trained_on(
     outcome = bitwright("train", recipe(folder, data=source, epochs=1), "-o", folder / "out", "-q")
 
     assert outcome.status == 0, outcome.err
+
+
+class _Samples(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
+    """33 samples one after the other, of known number."""
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return iter([(torch.zeros(2), torch.tensor(0))] * 33)
+
+    def __len__(self) -> int:
+        return 33
+
+
+def test_the_schedule_counts_batches_also_of_a_stream_of_samples() -> None:
+    source = Source("samples", _Samples(), 16)
+
+    assert source.length(training=True) == len(list(source.batches(seed=0))) == 3
 
 
 def test_a_checkpoint_of_another_network_is_refused(bitwright: Command, folder: Path) -> None:

@@ -145,7 +145,7 @@ class _Decision:
     def _factor(self, weight: str) -> tuple[Tensor, int, int] | None:
         """What folding will multiply the channels of *weight* by, their axis, and groups; None if nothing is folded into it."""
         readers = self.graph.value(weight).readers
-        factors = [self._factor_of(norm) for norm in self._norms(readers[0].op)]
+        factors = [self._factor_of(norm) for norm in self.facts.norms.get(readers[0].op, ())]
         if not factors:
             return None
         rank = self.graph.constant(weight).dim()
@@ -156,20 +156,6 @@ class _Decision:
         gain, variance = (None if v is None else self.graph.constant(v) for v in (inputs[1], inputs[4]))
         assert variance is not None
         return fold_factor(gain, variance, float(self.graph.op(norm).epsilon))  # type: ignore[arg-type]
-
-    def _norms(self, op: str) -> list[str]:
-        """The batch normalisations that are folded into *op*, in their order."""
-        found: list[str] = []
-        while True:
-            readers = self.graph.value(self.graph.op(op).outputs[0]).readers
-            following = [r.op for r in readers if r.op not in self.facts.plan.ops and self._is_norm(r.op)]
-            if len(following) != 1:
-                return found
-            op = following[0]
-            found.append(op)
-
-    def _is_norm(self, op: str) -> bool:
-        return self.graph.op(op).kind == "BatchNorm"
 
     def _is_read_only_quantized(self, name: str) -> bool:
         return all(is_quantized(self.facts.plan, r.op) for r in self.graph.value(name).readers)

@@ -35,9 +35,10 @@ class Source:
             count = len(self._data)
             return -(-count // self._batch_size) - (self._leaves_one(count) if training else 0)
         try:
-            return len(self._data)
+            count = len(self._data)
         except TypeError:
             return None
+        return -(-count // self._batch_size) if isinstance(self._data, Dataset) else count
 
     @property
     def _is_indexed(self) -> bool:

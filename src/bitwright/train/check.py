@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,8 @@ def _outputs(prepared: PreparedModel, graph: Graph) -> Table:
             {
                 "name": name,
                 "type": op.kind,
-                "input": _listed(_input_dtypes(prepared, graph, name)),
-                "out": quantizer.spec.dtype.name if quantizer else _passed_on(prepared, made),
+                "input": _listed(_input_dtypes(prepared, formats, graph, name)),
+                "out": quantizer.spec.dtype.name if quantizer else _passed_on(prepared, formats, made),
                 "axis": None if quantizer is None else quantizer.spec.axis,
                 "observer": None if quantizer is None else type(quantizer.observer).__name__,
             }
@@ -178,7 +178,7 @@ def _weights(prepared: PreparedModel, graph: Graph) -> Table:
 
 
 def _odd(prepared: PreparedModel, graph: Graph) -> Table:
-    plan = prepared.facts.plan
+    plan, formats = prepared.facts.plan, _formats(prepared)
     rows: list[dict[str, Any]] = []
 
     def remark(name: str, text: str) -> None:
@@ -191,11 +191,11 @@ def _odd(prepared: PreparedModel, graph: Graph) -> Table:
             remark(name, f"float: {entry.why or 'asked for'}")
             continue
         made = _output_value(prepared, graph, name)
-        out = _passed_on(prepared, made)
-        inputs = _input_dtypes(prepared, graph, name)
+        out = _passed_on(prepared, formats, made)
+        inputs = _input_dtypes(prepared, formats, graph, name)
         if out is not None and set(inputs) - {out}:
             remark(name, f"input dtype [{_listed(inputs)}] is not same with out dtype {out}")
-    for value, quantizer in _formats(prepared).items():
+    for value, quantizer in formats.items():
         title = graph.value(value).producer or value
         if isinstance(quantizer.observer, FixedScale):
             remark(title, f"Fixed scale {float(quantizer.observer.fixed.max()):.3g}")
@@ -206,7 +206,7 @@ def _odd(prepared: PreparedModel, graph: Graph) -> Table:
             remark(title, f"total data range, up to {reach:.3g}, may be too large for quantization (a mask?)")
     for name in graph.info.outputs:
         producer = graph.value(name).producer
-        if producer is not None and _passed_on(prepared, name) is None:
+        if producer is not None and _passed_on(prepared, formats, name) is None:
             remark(producer, f"output {name} is not quantized")
     return Table(
         "Please check if these OPs qconfigs are expected..",
@@ -239,16 +239,18 @@ def _output_value(prepared: PreparedModel, graph: Graph, op: str) -> str | None:
     return name if name in plan.values else None
 
 
-def _passed_on(prepared: PreparedModel, value: str | None) -> str | None:
+def _passed_on(prepared: PreparedModel, formats: Mapping[str, Quantizer], value: str | None) -> str | None:
     """The format of *value*, also where its codes are those of another."""
-    formats, plan = _formats(prepared), prepared.facts.plan
+    plan = prepared.facts.plan
     while value is not None and value not in formats:
         entry = plan.values.get(value)
         value = None if entry is None else entry.same_as
     return None if value is None else formats[value].spec.dtype.name
 
 
-def _input_dtypes(prepared: PreparedModel, graph: Graph, op: str) -> list[str]:
+def _input_dtypes(
+    prepared: PreparedModel, formats: Mapping[str, Quantizer], graph: Graph, op: str
+) -> list[str]:
     """Formats of the activations that *op* reads; `float32` where they are not quantized."""
     found = []
     for i, name in enumerate(graph.op_inputs(op)):
@@ -256,7 +258,7 @@ def _input_dtypes(prepared: PreparedModel, graph: Graph, op: str) -> list[str]:
             continue
         inner = name not in prepared.facts.plan.values
         if not inner:
-            found.append(_passed_on(prepared, name) or "float32")
+            found.append(_passed_on(prepared, formats, name) or "float32")
     return found
 
 

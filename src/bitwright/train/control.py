@@ -114,9 +114,7 @@ def _load(source: Quantizer | None, target: Quantizer | None) -> str:
         target.zero_point.copy_(source.zero_point)
         target.set_scale(source.step().to(target.zero_point.device))
     else:
-        scale, zero = target.range_scales()
-        target.zero_point.copy_(zero)
-        target.set_scale(scale)
+        target.take_range()
     return "loaded" if same else "rescaled"
 
 
@@ -192,6 +190,4 @@ def reset_scale(
             assert isinstance(quantizer.observer, Histogram)
             quantizer.observer.method, quantizer.observer.percentile = method, percentile
             quantizer.observer.set_range(*quantizer.observer.range_by(method, percentile))
-            scale, zero = quantizer.range_scales()
-            quantizer.zero_point.copy_(zero)
-            quantizer.set_scale(scale)
+            quantizer.take_range()

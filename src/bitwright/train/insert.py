@@ -52,6 +52,7 @@ def insert_quantizers(
         tuple(records_of(graph.graph)),
         graph.info,
         work.plan,
+        work.norms,
         target,
         tuple(work.places),
         wishes.report,
@@ -69,9 +70,9 @@ class _Insertion:
         self.nodes = dict(zip(graph.graph.nodes, self.graph.nodes, strict=True))
         self.places: list[Place] = []
         here = [pair for pair in folded.info.folded if pair not in graph.info.folded]
-        self._norms: dict[str, tuple[str, ...]] = {}
+        self.norms: dict[str, tuple[str, ...]] = {}
         for pair in here:
-            self._norms[pair.conv] = (*self._norms.get(pair.conv, ()), pair.batchnorm)
+            self.norms[pair.conv] = (*self.norms.get(pair.conv, ()), pair.batchnorm)
 
     def value(self, value: Value, entry: ValueEntry) -> None:
         """Quantize *value* for those who read it quantized."""
@@ -204,7 +205,7 @@ class _Insertion:
         """The batch normalisations behind *op*, if one scale serves channels that they scale differently."""
         layer = self.source.op(op)
         shares = isinstance(layer, ConvTranspose) and layer.groups > 1
-        return self._norms.get(op, ()) if spec.axis is None or shares or spec.power_of_two else ()
+        return self.norms.get(op, ()) if spec.axis is None or shares or spec.power_of_two else ()
 
     def _quantized_weight(self, weight: fx.Node, path: str, op: str, norms: tuple[str, ...]) -> fx.Node:
         if not norms:
@@ -258,7 +259,7 @@ class _Insertion:
         assert all(isinstance(q, Quantizer) for q in operands)
         if operands[1].spec.group:  # type: ignore[union-attr]
             return
-        norms = [self._norm(n) for n in self._norms.get(op, ())]
+        norms = [self._norm(n) for n in self.norms.get(op, ())]
         rounding = BiasRounding(
             *operands,  # type: ignore[arg-type]
             bits=self.target.bias_bits,
@@ -268,7 +269,7 @@ class _Insertion:
         path = self._register(f"{self.folded.op_node(op).target}.bias_fake_quant", rounding)
         layer = self.nodes[self.source.op_node(op)]
         bias = layer.args[2] if len(layer.args) > 2 else None
-        user = self.nodes[self.source.op_node(self._norms[op][-1])] if norms else layer
+        user = self.nodes[self.source.op_node(self.norms[op][-1])] if norms else layer
         with self.graph.inserting_before(user):
             rounded = self.graph.call_module(path, (bias, tuple(norm[:4] for norm in norms)))
         user.args = (*user.args[:2], rounded, *user.args[3:])

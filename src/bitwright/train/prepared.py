@@ -38,13 +38,15 @@ class Place:
 class Facts:
     """What a prepared model knows of itself. *operators*: nodes of the graph without quantizers.
 
-    *plan*: the decisions, without parameters, for the graph with batch normalisation folded. *report*: what each operator
-    got, and why. *example*: input name -> tensor.
+    *plan*: the decisions, without parameters, for the graph with batch normalisation folded. *norms*: operator -> the batch
+    normalisations that are folded into it there, in their order. *report*: what each operator got, and why. *example*: input
+    name -> tensor.
     """
 
     operators: tuple[Record, ...]
     info: GraphInfo
     plan: Plan
+    norms: Mapping[str, tuple[str, ...]]
     target: Target
     places: tuple[Place, ...]
     report: Table

@@ -135,6 +135,13 @@ class Quantizer(nn.Module, ABC):
         """Scale and zero point that the observer's range asks for."""
         return self.observer.scales()
 
+    @torch.no_grad()
+    def take_range(self) -> None:
+        """Use the scale and zero point that the observer's range asks for."""
+        scale, zero = self.range_scales()
+        self.zero_point.copy_(zero)
+        self.set_scale(scale)
+
     def forget(self) -> None:
         """Have no range, unless it is one that the user fixed."""
         self.observer.forget()

@@ -46,9 +46,7 @@ class FakeQuant(Quantizer):
         return self.scale
 
     def adopt(self, x: Tensor) -> None:
-        scale, zero = self.range_scales()
-        self.scale.copy_(scale)
-        self.zero_point.copy_(zero)
+        self.take_range()
 
     def set_scale(self, scale: Tensor) -> None:
         self.scale.copy_(scale)
