@@ -104,3 +104,17 @@ def test_only_targets_with_tables_take_operators_apart() -> None:
     assert "norm.rsqrt" in precisions(apart)
     assert "norm" in precisions(whole)
     assert apart.state_dict().keys() >= module.state_dict().keys()
+
+
+@pytest.mark.parametrize(("wish", "width"), [("int8", "int8"), ("int16", "int16")])
+def test_what_a_norm_reads_from_outside_has_the_width_of_the_norm(
+    graph: Graph, wish: Precision, width: str
+) -> None:
+    x = tokens()
+    target = load_target("generic")
+    asked = dict.fromkeys(["norm", "_generated_add_2"], wish)
+    plan = Solver(graph, target, calibrated(graph, x)).solve(assign(graph, target, asked=asked))
+    q = plan.qparams(graph.info.inputs[0].name)
+
+    assert q is not None
+    assert q.spec.dtype.name == width

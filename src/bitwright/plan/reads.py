@@ -7,6 +7,7 @@ none: a graph input), only quantized readers see a quantized copy. Weights and b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from bitwright.graph.graph import OUTPUT, Graph, Value
 from bitwright.graph.op import Role
@@ -56,15 +57,25 @@ def read_edges(value: Value, quantized: Callable[[str], bool]) -> list[tuple[str
 def width(graph: Graph, plan: Plan, name: str) -> Precision:
     """`int16` or `int8`: how a value is quantized: as its producer is; if that is float, as the widest of its quantized readers.
 
-    Constants of composite operators are int16: a bias is added to an int16 value.
+    What a composite operator reads counts as read by the whole; its constants are int16: a bias is added to an int16 value.
     """
     value = graph.value(name)
     if is_made_quantized(plan, value):
         return "int16" if plan.ops[value.producer or ""].precision == "int16" else "int8"
-    in_composite = value.is_constant and any(graph.op(r.op).composite is not None for r in value.readers)
-    return (
-        "int16" if in_composite or any(plan.ops[r.op].precision == "int16" for r in value.readers) else "int8"
-    )
+    readers = [r.op for r in value.readers]
+    in_composite = value.is_constant and any(graph.op(op).composite is not None for op in readers)
+    wide = any(_precision_seen_from(graph, plan, value, op) == "int16" for op in readers)
+    return "int16" if in_composite or wide else "int8"
+
+
+def _precision_seen_from(graph: Graph, plan: Plan, value: Value, reader: str) -> Precision:
+    """The precision of *reader*; where it is the first inner part of a composite operator, of that operator."""
+    part = graph.op(reader).composite
+    source = None if value.producer is None else graph.op(value.producer).composite
+    if part is None or not part.is_inner or (source is not None and source.name == part.name):
+        return plan.ops[reader].precision
+    ends = [op.name for op in graph.ops if op.composite == replace(part, is_inner=False)]
+    return plan.ops[ends[-1]].precision
 
 
 def is_quantized(plan: Plan, op: str) -> bool:
