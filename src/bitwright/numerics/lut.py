@@ -172,9 +172,7 @@ def _periodic(
     """Entries over one period, from 0 on; as many intervals as the segments would have, rounded up to a power of two."""
     period = settings.period
     assert period is not None
-    gap = np.abs(
-        evaluate(lambda x: function(x + period), q_in, where) / q_out.scale[0] - curve.values
-    )
+    gap = np.abs(evaluate(lambda x: function(x + period), q_in, where) / q_out.scale[0] - curve.values)
     if not curve.known.all() or not gap.max() <= _GAP:
         raise NumericsError(
             where,
