@@ -262,18 +262,21 @@ def _half_even(q: QParams) -> QParams:
 
 def _code_names(model: onnx.ModelProto) -> dict[str, str]:
     """Value of the graph -> name of its codes in *model*."""
-    return {value: node.output[0] for value, node in _code_nodes(model)}
+    return {value: name for value, name, _ in _code_nodes(model)}
 
 
 def _rounded_half_even(model: onnx.ModelProto) -> set[str]:
     """Values of the graph whose codes QuantizeLinear makes; integer operators round as the target does."""
-    return {value for value, node in _code_nodes(model) if node.op_type == "QuantizeLinear"}
+    return {value for value, _, op_type in _code_nodes(model) if op_type == "QuantizeLinear"}
 
 
-def _code_nodes(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto]]:
-    """Value of the graph, and the node that writes its codes."""
+def _code_nodes(model: onnx.ModelProto) -> Iterator[tuple[str, str, str]]:
+    """Value of the graph, name of its codes, and type of the node that writes them: its output 0, or what `VALUE_KEY.<n>` says."""
     for node in model.graph.node:
-        yield from ((e.value, node) for e in node.metadata_props if e.key == VALUE_KEY)
+        for entry in node.metadata_props:
+            key, _, index = entry.key.removeprefix(VALUE_KEY).partition(".")
+            if entry.key.startswith(VALUE_KEY) and not key:
+                yield entry.value, node.output[int(index or 0)], node.op_type
 
 
 def _with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:

@@ -8,7 +8,7 @@ import torch
 from bitwright.exporters.integer.arithmetic import centred, finish, requantize
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
 from bitwright.exporters.integer.move import move
-from bitwright.exporters.integer.number import NO_ZERO, Carrier, Integer, codes_of
+from bitwright.exporters.integer.number import NO_ZERO, Integer, codes_of
 from bitwright.exporters.writer import to_numpy
 from bitwright.graph.op import Op
 from bitwright.numerics.affine import quantize
@@ -62,9 +62,8 @@ def _embedding(low: Lowering, op: Op) -> None:
     """The rows as codes of the output: rescaled once, offline."""
     q = low.output_q(op)
     rows = torch.from_numpy(low.real_constant(op, 0).astype(np.float32))
-    stored = low.constant(to_numpy(quantize(rows, q)).astype(codes_of("", q).carrier))
-    name = low.node("Gather", stored, low.side(op, 1), axis=0)
-    low.finish(op, codes_of(name, q))
+    stored = low.constant_codes(quantize(rows, q), q)
+    low.finish(op, codes_of(low.node("Gather", stored.name, low.side(op, 1), axis=0), q))
 
 
 def _code(value: float, q: QParams) -> np.ndarray:  # type: ignore[type-arg]
@@ -74,27 +73,29 @@ def _code(value: float, q: QParams) -> np.ndarray:  # type: ignore[type-arg]
 
 @LOWERINGS.register("Resize")
 def _resize(low: Lowering, op: Op) -> None:
-    """Nearest neighbours move codes; otherwise each axis is a sum of a few elements with weights in units of a power of two."""
+    """Nearest neighbours move codes; otherwise each axis is a sum of a few elements, weighted in units of a power of two."""
     assert isinstance(op, Resize)
     if op.mode == "nearest":
         move(low, op)
         return
-    x = centred(low, low.integer(op, 0))
-    narrow = x.peak < 256 and len(op.axes) <= 2 and op.mode == "linear"
-    bits, to = (11, "int32") if narrow else (15, "int64")
-    carrier: Carrier = "int32" if narrow else "int64"
-    name = x.name if x.carrier == carrier else low.cast(x.name, carrier)
-    peak, scale = x.peak, x.scale
-    for axis, indices, weights in op.taps(low.shape_of(op)):
-        low.fixed_lengths(op, [axis])
-        whole = np.round(weights.astype(np.float64) * 2.0**bits).astype(np.int64)
-        column = [-1 if a == axis else 1 for a in range(len(low.shape_of(op)))]
+    q = low.output_q(op)
+    x = centred(low, low.integer(op, 0), "int64")
+    shape = low.shape_of(op)
+    taps = op.taps(shape)
+    low.fixed_lengths(op, [axis for axis, _, _ in taps])
+    bits = min(20, (58 - x.peak.bit_length()) // max(1, len(taps)))
+    # The weights of the last axis lead to the output's scale, so that nothing but a shift is left.
+    factors = [*[1.0] * (len(taps) - 1), float(x.scale / q.scale[0])][: len(taps)]
+    name, peak = x.name, x.peak
+    for (axis, indices, weights), factor in zip(taps, factors, strict=True):
+        whole = np.rint(weights.astype(np.float64) * factor * 2.0**bits).astype(np.int64)
+        column = [-1 if a == axis else 1 for a in range(len(shape))]
         joined = ""
         for tap in range(indices.shape[1]):
             part = low.node("Gather", name, low.constant(np.ascontiguousarray(indices[:, tap])), axis=axis)
-            part = low.node("Mul", part, low.constant(whole[:, tap].reshape(column).astype(to)))
+            part = low.node("Mul", part, low.constant(whole[:, tap].reshape(column)))
             joined = low.node("Add", joined, part) if joined else part
-        name, scale = joined, np.asarray(scale * 2.0**-bits)
-        peak *= int(np.abs(whole).sum(1).max())
-    low.prove(op, peak, 32 if narrow else 62, 1)
-    finish(low, op, Integer(name, carrier, scale, NO_ZERO, -peak, peak))
+        name, peak = joined, peak * int(np.abs(whole).sum(1).max())
+    low.prove(op, peak, 62, 1)
+    scale = np.array(q.scale[0] * 2.0 ** -(bits * len(taps)))
+    finish(low, op, Integer(name, "int64", scale if taps else x.scale, NO_ZERO, -peak, peak))

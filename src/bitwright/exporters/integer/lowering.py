@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from onnx import TensorProto, helper
+from torch import Tensor
 
 from bitwright.errors import BitwrightError, ModelError
 from bitwright.exporters.edit import fresh_name
@@ -83,10 +85,11 @@ class IntegerWriter(Writer):
     def mark(self, name: str, value: str) -> str:
         """Say in the file that the node which has just written *name* writes the codes of *value*; returns their new name."""
         node = next(n for n in reversed(self._nodes) if name in n.output)
+        index = list(node.output).index(name)
         entry = node.metadata_props.add()
-        entry.key, entry.value = VALUE_KEY, value
+        entry.key, entry.value = f"{VALUE_KEY}.{index}" if index else VALUE_KEY, value
         renamed = fresh_name(f"{value}_quantized", self._taken)
-        node.output[list(node.output).index(name)] = renamed
+        node.output[index] = renamed
         self.owners[renamed] = self.owners.pop(name)
         self.aliases[renamed] = value
         return renamed
@@ -129,7 +132,7 @@ class Lowering:
         if q is None or q.spec.axis is not None:
             raise self.refusal(op, f"an input that is quantized, one scale for all ({name})")
         if self.graph.value(name).is_constant:
-            return codes_of(self.constant(to_numpy(quantize(self.graph.constant(name).detach(), q))), q)
+            return self.constant_codes(quantize(self.graph.constant(name).detach(), q), q)
         return self.codes[name]
 
     def operand(self, op: Op, index: int, most: int) -> Integer | Reals:
@@ -153,6 +156,11 @@ class Lowering:
         found: Reals = (to_numpy(quantize(x, q)).astype(np.float64) - zero) * scale
         return found
 
+    def constant_codes(self, codes: Tensor, q: QParams) -> Integer:
+        """Stored *codes* under *q*."""
+        found = codes_of("", q)
+        return replace(found, name=self.constant(to_numpy(codes).astype(found.carrier)))
+
     def weight(self, op: Op, index: int) -> tuple[npt.NDArray[Any], Reals]:
         """Codes of constant weight *index* and their scales, shaped to broadcast against them. *raises* `ModelError` for others."""
         name = self._name(op, index)
@@ -170,6 +178,10 @@ class Lowering:
         """Whether input *index* is a constant."""
         name = self.graph.op_inputs(op.name)[index]
         return name is not None and self.graph.value(name).is_constant
+
+    def is_real(self, name: str) -> bool:
+        """Whether the value *name* holds real numbers."""
+        return self.graph.value(name).info.is_float
 
     def has_input(self, op: Op, index: int) -> bool:
         """Whether *op* has an input at *index*."""
@@ -305,6 +317,8 @@ class Lowering:
         lower = LOWERINGS.find(TABLE) if op.name in self.tables else LOWERINGS.find(op.kind)
         if not is_quantized(self.plan, op.name):
             return entry.why or "float in the plan"
+        if self._is_constant(op):
+            lower = _fold
         if lower is None:
             table = op.table_function() is not None
             return "no table was built" if table else f"{op.kind} has no integer form"
@@ -316,6 +330,10 @@ class Lowering:
             del self.accumulators[count:]
             return f"expected {e.expected}; found {e.found}"
         return None
+
+    def _is_constant(self, op: Op) -> bool:
+        names = self.graph.op_inputs(op.name)
+        return bool(names) and all(n is None or self.graph.value(n).is_constant for n in names)
 
     # --- float islands ---------------------------------------------------------------------------------------
 
@@ -418,3 +436,21 @@ class Lowering:
 
 def _onnx_type(q: QParams) -> np.dtype[Any]:
     return helper.tensor_dtype_to_np_dtype(TensorProto.DataType.Value(q.spec.dtype.name.upper()))
+
+
+def _fold(low: Lowering, op: Op) -> None:
+    """An operator of constants: its result is one."""
+    node, q = low.graph.op_node(op.name), low.output_q(op)
+    names = low.graph.op_inputs(op.name)
+    read = [
+        a
+        if n is None
+        else torch.from_numpy(low.real_constant(op, i).astype(np.float32))
+        if low.is_real(n)
+        else low.graph.constant(n)
+        for i, (a, n) in enumerate(zip(node.args, names, strict=True))
+    ]
+    with torch.no_grad():
+        codes = quantize(op(*read), q)
+    stored = low.constant_codes(codes, q)
+    low.finish(op, replace(stored, name=low.node("Identity", stored.name)))

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bitwright.exporters.integer.arithmetic import finish
-from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
-from bitwright.exporters.integer.number import Carrier, same_parameters
-from bitwright.graph.op import Op
+import numpy as np
 
-#: Kinds for which ONNX Runtime lacks a kernel of some types -> the types it has.
-_KERNELS: dict[str, tuple[Carrier, ...]] = {
-    "DepthToSpace": ("int8", "uint8"),
-    "SpaceToDepth": ("int8", "uint8"),
-    "Trilu": ("int32", "int64"),
-}
+from bitwright.exporters.integer.arithmetic import centred, finish
+from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
+from bitwright.exporters.integer.number import same_parameters
+from bitwright.graph.op import Op
+from bitwright.ops.depth import DepthToSpace, SpaceToDepth
 
 
 @LOWERINGS.register(
     *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "ExpandAs", "Tile", "Flip"),
-    *("Slice", "Split", "Gather", "GatherElements", "GatherND", "DepthToSpace", "SpaceToDepth", "Trilu"),
+    *("Slice", "Split", "Gather", "GatherElements", "GatherND"),
     *("Identity", "Dropout", "TopK", "Extremum", "ReduceMax", "ReduceMin"),
 )
 def move(low: Lowering, op: Op) -> None:
@@ -27,21 +23,41 @@ def move(low: Lowering, op: Op) -> None:
     x = low.integer(op, 0)
     if x.scale.size > 1 or x.zero.size > 1:
         raise low.refusal(op, "an input with one scale")
-    name = x.name
-    carriers = _KERNELS.get(op.kind, (x.carrier,))
-    if x.carrier not in carriers:
-        if x.carrier == "int32":
-            raise low.refusal(op, f"a kernel of {op.kind} for 16-bit codes in ONNX Runtime")
-        name = low.cast(name, carriers[0])
-    made = low.write_itself(op, {0: name})
+    made = low.write_itself(op, {0: x.name})
     for i, result in enumerate(made):
         held = low.graph.values.get(op.outputs[i])
         if held is None or not held.info.is_float:
             continue
-        if x.carrier not in carriers:
-            result = low.cast(result, x.carrier)
         moved, q = replace(x, name=result), low.plan.qparams(op.outputs[i])
         if q is not None and x.q is not None and same_parameters(x.q, q):
             low.finish(op, moved, i)
         else:
             finish(low, op, moved, i)
+
+
+@LOWERINGS.register("DepthToSpace", "SpaceToDepth")
+def _blocks(low: Lowering, op: Op) -> None:
+    """As Reshape and Transpose, which know every type."""
+    assert isinstance(op, DepthToSpace | SpaceToDepth)
+    x, b = low.integer(op, 0), op.block
+    c, h, w = low.fixed_lengths(op, [1, 2, 3])
+    if isinstance(op, DepthToSpace):
+        c //= b * b
+        crd = op.mode == "CRD"
+        split, perm = ([c, b, b, h, w], [0, 1, 4, 2, 5, 3]) if crd else ([b, b, c, h, w], [0, 3, 4, 1, 5, 2])
+        shape = [c, h * b, w * b]
+    else:
+        split, shape = [c, h // b, b, w // b, b], [c * b * b, h // b, w // b]
+        perm = [0, 1, 3, 5, 2, 4] if op.mode == "CRD" else [0, 3, 5, 1, 2, 4]
+    name = low.node("Reshape", x.name, low.constant(np.array([-1, *split], np.int64)))
+    name = low.node("Transpose", name, perm=perm)
+    name = low.node("Reshape", name, low.constant(np.array([-1, *shape], np.int64)))
+    finish(low, op, replace(x, name=name))
+
+
+@LOWERINGS.register("Trilu")
+def _triangle(low: Lowering, op: Op) -> None:
+    """What falls away becomes 0, which is no code of an asymmetric value."""
+    x = centred(low, low.integer(op, 0))
+    (name,) = low.write_itself(op, {0: x.name})
+    finish(low, op, replace(x, name=name))
