@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from tests.networks import Block, calibrated, randomised, tokens
 
 import bitwright as bw
@@ -118,3 +119,13 @@ def test_what_a_norm_reads_from_outside_has_the_width_of_the_norm(
 
     assert q is not None
     assert q.spec.dtype.name == width
+
+
+def test_the_output_of_a_softmax_in_parts_is_a_probability() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(16, 5), torch.nn.Softmax(-1)).eval()
+    apart = prepared(capture(module, tokens()[:2]), tables=True)
+
+    evaluator = bw.Evaluator(apart, lambda size: iter(()))
+
+    assert apart.op(apart.op_names[-1]).kind == "Mul"
+    assert evaluator.similarity.probabilities == frozenset(apart.info.outputs)
