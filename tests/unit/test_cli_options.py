@@ -72,6 +72,7 @@ def test_every_setting_can_be_reached_by_a_flag(tmp_path: Path) -> None:
         search,
         max_float_ops=2,
         evaluate="metric.py:top1",
+        export="both",
     )
 
     left = [f.name for f in fields(Settings) if getattr(found, f.name) == getattr(Settings(), f.name)]

@@ -30,7 +30,7 @@ def test_tune_writes_every_promised_file_and_prints_the_table(
 
     assert done.status == 0
     names = {"net_qdq.onnx", "net_qtable", "new_cali_table", "plan.json", "report.html", "search.log"}
-    assert {f.name for f in out.iterdir()} == names | {"sensitivity.csv", "summary.json"}
+    assert {f.name for f in out.iterdir()} == names | {"sensitivity.csv", "summary.json", "job.json"}
     table = done.out.split("\n\n")[0]
     assert [line.split("  ")[0] for line in table.splitlines()[2:]] == [
         "float",

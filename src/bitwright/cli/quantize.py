@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from bitwright.cli.job import job
 from bitwright.cli.options import DataFlags, ExportFlag, Model, QuantizeFlags, ResultFlags
 from bitwright.cli.printing import print_json, print_table
@@ -31,7 +29,7 @@ def run(
     """Parse, quantize, print. *returns* the exit status."""
     folder = result.folder(model, quantize.target)
     with job(folder, quiet=result.quiet) as watcher:
-        settings = replace(settings_of(data, quantize), export=export)
+        settings = settings_of(data, quantize, export=export)
         made = run_quantize(model, data.data, output=folder, settings=settings, watcher=watcher)
         record_of(model, quantize, data, export).save(folder)
     if result.json:

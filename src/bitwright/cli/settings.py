@@ -10,7 +10,7 @@ from bitwright.data.images import ImageOptions
 from bitwright.data.parse import parse_dtype, parse_floats, parse_named_shapes, parse_shape, parse_size
 from bitwright.errors import DataError, UnknownName
 from bitwright.flow.model_source import import_object, source_text
-from bitwright.flow.settings import SearchMethod, Settings
+from bitwright.flow.settings import Export, SearchMethod, Settings
 from bitwright.plan.cost import parse_budget
 from bitwright.plan.target import PRECISIONS, Precision
 from bitwright.search.losses import LOSSES, UserFunction
@@ -26,6 +26,7 @@ def settings_of(
     *,
     max_float_ops: int | None = None,
     evaluate: str | None = None,
+    export: Export = _DEFAULT.export,
 ) -> Settings:
     """The settings that the flags ask for. *raises* the error of the first flag that cannot be read."""
     is_search, search = search is not None, search or SearchFlags()
@@ -68,6 +69,8 @@ def settings_of(
         workers=search.workers,
         ray=search.ray,
         evaluate=evaluate,
+        export=export,
+        tables=export != "qdq",
     )
 
 

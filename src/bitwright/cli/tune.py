@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -52,7 +51,7 @@ def run(
     """Parse, tune, print. *returns* the exit status."""
     folder = result.folder(model, quantize.target)
     with job(folder, quiet=result.quiet, save_state=search.save_state) as watcher:
-        settings = replace(settings_of(data, quantize, search, max_float_ops=max_float_ops), export=export)
+        settings = settings_of(data, quantize, search, max_float_ops=max_float_ops, export=export)
         tuned = tune(model, data.data, output=folder, settings=settings, watcher=watcher)
         record_of(model, quantize, data, export).save(folder)
     return print_tuned(tuned, folder, as_json=result.json)

@@ -49,7 +49,7 @@ def run(folder: Folder, flags: VerifyFlags) -> int:
     if flags.data is not None:  # tables were made from the statistics of the calibration data
         data = replace(data, data=flags.data, calibration_data=data.calibration_data or data.data)
     with job(folder, quiet=flags.quiet) as watcher:
-        settings = replace(settings_of(data, record.quantize), export=record.export)
+        settings = settings_of(data, record.quantize, export=record.export)
         proofs = run_verify(
             folder, flags.model or record.model, data.data, settings=settings, watcher=watcher
         )
