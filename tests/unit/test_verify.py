@@ -138,7 +138,7 @@ def test_the_summary_has_the_promised_keys() -> None:
         "half_up",
     )
     default = proof.default.to_json()
-    assert set(default) == {"cosine", "max_steps", "top1_agreement", "optimisation"}
+    assert set(default) == {"cosine", "cosine_spread", "max_steps", "top1_agreement", "optimisation"}
     assert default["optimisation"] == "default"
     assert len(proof.table().rows) == len(proof.per_op)
 

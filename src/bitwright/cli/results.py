@@ -120,8 +120,16 @@ def proof_line(proof: Mapping[str, Any]) -> str:
         apart += f", besides ties that no float engine can decide (at most {_share(proof['per_op_ties'])})"
     return (
         f"ONNX Runtime against the simulation, operator by operator: {apart}; "
-        f"whole network: cosine {proof['cosine']:.6f}."
+        f"whole network: cosine {proof['cosine']:.6f}{_spread(proof)}."
     )
+
+
+def _spread(proof: Mapping[str, Any]) -> str:
+    """The range of the cosine over samples, and where the networks part first; nothing where they do not."""
+    spread, first = proof["cosine_spread"], proof["first_op_apart"]
+    if not spread or first is None:
+        return ""
+    return f" (of single samples: least {spread['min']:.6f}, median {spread['median']:.6f}; first apart at {first})"
 
 
 def _share(x: float) -> str:

@@ -74,7 +74,7 @@ class Resize(Op):
         found = []
         for i, axis in enumerate(self.axes):
             length, scale = self._length(i, shape[axis])
-            if (length, scale) != (shape[axis], 1):
+            if length != shape[axis] or float(scale) != 1.0:
                 found.append((axis % len(shape), *self._taps(shape[axis], length, scale)))
         return found
 

@@ -73,4 +73,5 @@ class AgreementMeter:
             float(np.mean(self._same_place)) if self._same_place else 1.0,
             self._steps if self.codes else None,
             self.failure,
+            {n: float(np.percentile(self._cosines, p)) for n, p in (("min", 0), ("p10", 10), ("median", 50))},
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from bitwright.errors import ProofError
@@ -80,7 +81,8 @@ class Agreement:
 
     *cosine*: mean over samples and outputs. *float_cosine*: the same for the float network against the simulation.
     *top1_agreement*: share of samples whose largest output is at the same place. *max_steps*: largest difference of codes at
-    the quantized outputs, None if every output is float. *failure*: why the engine could not run, else empty.
+    the quantized outputs, None if every output is float. *failure*: why the engine could not run, else empty. *spread*: the smallest
+    cosine of a sample, the 10th percentile, the median.
     """
 
     optimisation: str
@@ -90,6 +92,7 @@ class Agreement:
     top1_agreement: float
     max_steps: int | None
     failure: str = ""
+    spread: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """What `summary.json` holds of a whole network."""
@@ -98,6 +101,7 @@ class Agreement:
             return {**absent, "optimisation": self.optimisation, "failure": self.failure}
         return {
             "cosine": self.cosine,
+            "cosine_spread": dict(self.spread),
             "max_steps": self.max_steps,
             "top1_agreement": self.top1_agreement,
             "optimisation": self.optimisation,

@@ -41,12 +41,12 @@ class Integer:
     @property
     def peak(self) -> int:
         """The largest magnitude of integer - zero, rounded up."""
-        return max(abs(math.floor(self.lo - self.zero.max())), abs(math.ceil(self.hi - self.zero.min())))
+        return int(max(abs(math.floor(self.lo - self.zero.max())), abs(math.ceil(self.hi - self.zero.min()))))
 
     @property
     def bound(self) -> int:
         """The largest magnitude of anything that occurs: the integer, its zero, their difference."""
-        return max(self.peak, abs(self.lo), abs(self.hi), math.ceil(np.abs(self.zero).max()))
+        return int(max(self.peak, abs(self.lo), abs(self.hi), math.ceil(np.abs(self.zero).max())))
 
     def scaled(self, factor: Reals | float) -> Integer:
         """The same integers as *factor* times as much."""
