@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.unit.integer_cases import lowered
+from onnx import TensorProto, helper, numpy_helper
+from tests.unit.integer_cases import calibrated, lowered
 from torch import Tensor, nn
 
-from bitwright.exporters.integer import LOWERINGS
+from bitwright.calibrate.collect import collect
+from bitwright.calibrate.solve import Solver
+from bitwright.exporters.integer import LOWERINGS, lower
 from bitwright.exporters.integer.lowering import TABLE
+from bitwright.importers.from_onnx import load_onnx
+from bitwright.plan.assign import assign
 from bitwright.plan.target import Precision, load_target
+from bitwright.runtime.verify import measure
 
 PICTURE, ROWS, VOLUME = (2, 4, 6, 8), (2, 6, 10), (2, 4, 3, 5, 4)
 
@@ -97,7 +106,9 @@ FAMILIES: dict[str, tuple[Family, tuple[tuple[int, ...], ...]]] = {
         lambda m, x: (
             x.flatten(1), x.reshape(-1, 8, 24), x[:, :, 1:2].squeeze(2), x.unsqueeze(1), x.permute(0, 2, 3, 1), x[:, :1].expand(-1, 3, -1, -1),
             x.repeat(1, 2, 1, 1), x.flip(2), x[:, 1:3, ::2], *x.chunk(2, 1), x[:, 1], x.index_select(2, torch.tensor([2, 0])),
-            x.gather(3, torch.zeros_like(x[..., :3], dtype=torch.long)), F.pixel_unshuffle(x, 2), x.tril(), F.dropout(x, 0.5, False),
+            x.gather(3, torch.zeros_like(x[..., :3], dtype=torch.long)), F.pixel_unshuffle(x, 2),
+            F.pixel_shuffle(x, 2),
+            x[:, :1].expand_as(x), x.tril(), F.dropout(x, 0.5, False),
         ),
         PICTURE,
     ),
@@ -109,17 +120,8 @@ FAMILIES: dict[str, tuple[Family, tuple[tuple[int, ...], ...]]] = {
     ),
 }  # fmt: skip
 
-#: Kinds that only ONNX spells, or that are rare in torch, with the test that covers them.
-ELSEWHERE = {
-    "Gemm",
-    "Mean",
-    "ReduceSumSquare",
-    "GatherND",
-    "GlobalMaxPool",
-    "DepthToSpace",
-    "ExpandAs",
-    "Identity",
-}
+#: Kinds that only ONNX spells.
+ONNX_ONLY = {"Gemm", "Mean", "ReduceSumSquare", "GatherND", "GlobalMaxPool", "Identity"}
 
 CASES: list[tuple[str, Precision]] = [
     *((name, "int8") for name in ("generic-int8", "onnxruntime", "bm1684x", "bm1684", "journey6")),
@@ -140,13 +142,59 @@ def test_integers_agree_with_the_simulation(name: str, target: str, precision: P
     assert not proof.default.failure
 
 
-def test_every_kind_has_a_case() -> None:
-    seen = set()
-    for module, shapes in FAMILIES.values():
-        graph, _, _, _ = lowered(module, shapes, "generic-int8", "int8")
-        seen |= {op.kind for op in graph.ops}
+def spelled_in_onnx() -> onnx.ModelProto:
+    """Operators that torch does not capture as such, on x `[N, 4, 6]`."""
+    row = np.random.default_rng(0).normal(size=6).astype(np.float32)
+    weight = np.random.default_rng(1).normal(size=(5, 6)).astype(np.float32)
+    constants = {
+        "row": row,
+        "weight": weight,
+        "places": np.array([[1], [3]], np.int64),
+        "axis": np.array([2], np.int64),
+    }
+    nodes = [
+        helper.make_node("GatherND", ["x", "places"], ["rows"]),
+        helper.make_node("Identity", ["x"], ["same"]),
+        helper.make_node("Mean", ["x", "same", "row"], ["mean"]),
+        helper.make_node("ReduceSumSquare", ["x", "axis"], ["squares"], keepdims=0),
+        helper.make_node("GlobalMaxPool", ["x"], ["largest"]),
+        helper.make_node("Gemm", ["squares", "weight", "c"], ["gemm"], alpha=0.5, beta=2.0, transA=1),
+        helper.make_node("Flatten", ["gemm"], ["out"]),
+    ]  # fmt: skip
+    constants["weight"] = weight[:4, :5]
+    constants["c"] = row[:5]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 4, 6])
+    outputs = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("rows", "mean", "largest", "out")
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [x], outputs, [numpy_helper.from_array(v, k) for k, v in constants.items()]
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
-    assert set(LOWERINGS) - {TABLE} - seen == ELSEWHERE
+
+@pytest.mark.parametrize("target, precision", CASES)
+def test_what_only_onnx_spells_agrees_too(target: str, precision: Precision, tmp_path: Path) -> None:
+    onnx.save(spelled_in_onnx(), tmp_path / "m.onnx")
+    graph = load_onnx(tmp_path / "m.onnx").eval()
+    batch = {"x": torch.randn(4, 4, 6, generator=torch.Generator().manual_seed(3))}
+    rules = load_target(target)
+    plan = assign(graph, rules, asked=dict.fromkeys(graph.op_names, precision))
+    plan = Solver(graph, rules, collect(graph, [batch])).solve(plan)
+    model = lower(graph, plan, rules, {})
+    proof = measure(graph, plan, model.model, [batch])
+
+    assert {op.kind for op in graph.ops} >= ONNX_ONLY
+    assert set(model.islands) <= {n for n, e in plan.ops.items() if e.precision == "float"}
+    assert not [d for d in proof.per_op if not d.holds]
+
+
+def test_every_kind_has_a_case() -> None:
+    seen = set(ONNX_ONLY)
+    for module, shapes in FAMILIES.values():
+        seen |= {op.kind for op in calibrated(module, shapes)[0].ops}
+
+    assert set(LOWERINGS) - {TABLE} - seen == set()
 
 
 def test_targets_cover_every_rounding_and_form_of_rescale() -> None:

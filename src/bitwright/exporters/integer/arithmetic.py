@@ -34,11 +34,25 @@ def centred(low: Lowering, x: Integer, carrier: Carrier | None = None) -> Intege
     name = _as(low, x, to)
     if x.zero.any():
         name = low.node("Sub", name, low.constant(np.rint(x.zero).astype(to)))
-    for limit, op_type in ((x.floor, "Max"), (x.ceiling, "Min")):
+    for limit, is_floor in ((x.floor, True), (x.ceiling, False)):
         if limit is not None:
-            steps = np.clip(np.rint(limit / x.scale), -x.peak, x.peak).astype(to)
-            name = low.node(op_type, name, low.constant(steps))
+            steps = np.clip(np.rint(limit / x.scale), -x.peak, x.peak).astype(np.int64)
+            # A negative scale turns the order round.
+            name = _held(low, name, to, steps, is_floor=is_floor == bool(x.scale.max() > 0))
     return Integer(name, to, x.scale, NO_ZERO, -x.peak, x.peak)
+
+
+def _held(low: Lowering, name: str, carrier: Carrier, limit: Integers, *, is_floor: bool) -> str:
+    """*name*, nowhere below (above) *limit*.
+
+    As comparison and choice in int64: ONNX Runtime's Clip, Max and Min are wrong there for magnitudes of 32 bits and more on x86
+    (github.com/microsoft/onnxruntime, pull request 32475).
+    """
+    bound = low.constant(limit.astype(carrier))
+    if carrier == "int32":
+        return low.node("Max" if is_floor else "Min", name, bound)
+    beyond = low.node("Less" if is_floor else "Greater", name, bound)
+    return low.node("Where", beyond, bound, name)
 
 
 def product(low: Lowering, a: Integer, b: Integer) -> Integer:
@@ -91,7 +105,7 @@ def requantize(low: Lowering, op: Op, x: Integer, q: QParams) -> Integer:
     lowest, highest = _limits(x, q)
     if x.q is not None and same_parameters(x.q, q):
         return _clipped(low, x, q, lowest, highest)
-    m, s = _multiplier(low, x, q)
+    m, s = multiplier_of(low, x, q)
     result = _shifted(low, x, m, s, q)
     return _narrowed(low, result, q, lowest, highest)
 
@@ -118,7 +132,7 @@ def _clipped(low: Lowering, x: Integer, q: QParams, lowest: int, highest: int) -
     return codes_of(name, q)
 
 
-def _multiplier(low: Lowering, x: Integer, q: QParams) -> tuple[Integers, Integers]:
+def multiplier_of(low: Lowering, x: Integer, q: QParams) -> tuple[Integers, Integers]:
     ratio: Reals = np.asarray(x.scale / q.scale[0])
     rule = low.target.rescale
     powers = nearest_powers(ratio) if rule.form == "shift" else None
@@ -173,7 +187,12 @@ def _shifted(low: Lowering, x: Integer, m: Integers, s: Integers, q: QParams) ->
 
 
 def _narrowed(low: Lowering, x: Integer, q: QParams, lowest: int, highest: int) -> Integer:
-    name = low.node("Clip", x.name, *(low.constant(np.array(v, x.carrier)) for v in (lowest, highest)))
+    name = x.name
+    if x.carrier == "int64":
+        name = _held(low, name, "int64", np.array(lowest), is_floor=True)
+        name = _held(low, name, "int64", np.array(highest), is_floor=False)
+    else:
+        name = low.node("Clip", name, *(low.constant(np.array(v, np.int32)) for v in (lowest, highest)))
     codes = codes_of(name, q)
     return codes if codes.carrier == x.carrier else replace(codes, name=low.cast(name, codes.carrier))
 

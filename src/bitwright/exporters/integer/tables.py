@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from bitwright.exporters.integer.arithmetic import finish, requantize
 from bitwright.exporters.integer.lowering import LOWERINGS, TABLE, Lowering
-from bitwright.exporters.integer.number import Carrier, Integer, codes_of, same_parameters
+from bitwright.exporters.integer.number import NO_ZERO, Carrier, Integer, codes_of, same_parameters
 from bitwright.exporters.writer import to_numpy
 from bitwright.graph.op import Op
 from bitwright.numerics.affine import dequantize, quantize
@@ -31,6 +32,8 @@ from bitwright.numerics.lookup_table import (
 from bitwright.numerics.segments import CELL_BITS
 from bitwright.numerics.spec import QParams
 
+_Interpolated = RegularTable | SegmentTable | PeriodicTable
+
 
 @LOWERINGS.register(TABLE)
 def _table(low: Lowering, op: Op) -> None:
@@ -38,7 +41,7 @@ def _table(low: Lowering, op: Op) -> None:
     x = low.integer(op, 0)
     if x.q is None or not same_parameters(x.q, table.q_in) or (x.floor, x.ceiling) != (None, None):
         x = requantize(low, op, x, table.q_in)
-    finish(low, op, _FORMS[type(table)](low, x.name, table))
+    finish(low, op, _FORMS[type(table)](low, op, x.name, table))
 
 
 @LOWERINGS.register("Floor", "Ceil", "Round", "Trunc", "Sign", "Shrink", "ThresholdedRelu")
@@ -62,20 +65,20 @@ def _looked_up(low: Lowering, codes: str, q_in: QParams, entries: Tensor, q_out:
     return codes_of(name, q_out)
 
 
-def _direct(low: Lowering, codes: str, table: LookupTable) -> Integer:
+def _direct(low: Lowering, op: Op, codes: str, table: LookupTable) -> Integer:
     assert isinstance(table, DirectTable)
     return _looked_up(low, codes, table.q_in, table.entries, table.q_out)
 
 
-def _regular(low: Lowering, codes: str, table: LookupTable) -> Integer:
+def _regular(low: Lowering, op: Op, codes: str, table: LookupTable) -> Integer:
     assert isinstance(table, RegularTable)
     u = _from_zero(low, codes, table)
     fraction = low.node("BitwiseAnd", u, _number(low, (1 << REGULAR_BITS) - 1))
     y = _between(low, table.entries, _shift(low, u, REGULAR_BITS), fraction, REGULAR_BITS, "int32")
-    return _result(y, "int32", REGULAR_BITS, table)
+    return _result(low, op, y, "int32", REGULAR_BITS, table)
 
 
-def _segments(low: Lowering, codes: str, table: LookupTable) -> Integer:
+def _segments(low: Lowering, op: Op, codes: str, table: LookupTable) -> Integer:
     assert isinstance(table, SegmentTable)
     u = _from_zero(low, codes, table)
     negative = ""
@@ -90,7 +93,7 @@ def _segments(low: Lowering, codes: str, table: LookupTable) -> Integer:
         y, carrier, bits = _with_lines(low, u, y, table), "int64", LINE_BITS
     if table.symmetric_mode == "odd":
         y = low.node("Where", negative, low.node("Neg", y), y)
-    return _result(y, "int64" if carrier == "int64" else "int32", bits, table)
+    return _result(low, op, y, "int64" if carrier == "int64" else "int32", bits, table)
 
 
 def _on_the_curve(low: Lowering, u: str, table: SegmentTable) -> str:
@@ -127,7 +130,7 @@ def _with_lines(low: Lowering, u: str, y: str, table: SegmentTable) -> str:
     return y
 
 
-def _periodic(low: Lowering, codes: str, table: LookupTable) -> Integer:
+def _periodic(low: Lowering, op: Op, codes: str, table: LookupTable) -> Integer:
     assert isinstance(table, PeriodicTable)
     wide = low.node("Sub", low.cast(codes, "int64"), _number(low, table.q_in.zero_point[0], "int64"))
     turns = low.node("Mul", wide, _number(low, table.multiplier, "int64"))
@@ -136,10 +139,10 @@ def _periodic(low: Lowering, codes: str, table: LookupTable) -> Integer:
     bits = SEEN_BITS - table.index_bits
     fraction = low.cast(low.node("BitwiseAnd", phase, _number(low, (1 << bits) - 1)), "int64")
     y = _between(low, table.entries, _shift(low, phase, bits), fraction, bits, "int64")
-    return _result(y, "int64", bits, table)
+    return _result(low, op, y, "int64", bits, table)
 
 
-_FORMS: dict[type[LookupTable], Callable[[Lowering, str, LookupTable], Integer]] = {
+_FORMS: dict[type[LookupTable], Callable[[Lowering, Op, str, LookupTable], Integer]] = {
     DirectTable: _direct,
     RegularTable: _regular,
     SegmentTable: _segments,
@@ -172,11 +175,11 @@ def _between(low: Lowering, entries: Tensor, index: str, fraction: str, bits: in
     return low.node("Add", low.node("Mul", first, _number(low, 1 << bits, to)), rise)
 
 
-def _result(name: str, to: Carrier, bits: int, table: RegularTable | SegmentTable | PeriodicTable) -> Integer:
-    """Entries · 2^bits as what they stand for: the rescale to output codes is the rounding shift of the table."""
+def _result(low: Lowering, op: Op, name: str, to: Carrier, bits: int, table: _Interpolated) -> Integer:
+    """Output codes of entries · 2^bits: rounded before the offset is added, as the table does it."""
     shift = bits + table.fraction_bits
-    zero = (table.q_out.zero_point[0] - table.offset) << shift
     # On a straight line an entry may grow by the steepest slope, 2^16, for each of 2^16 codes.
     peak = 1 << (bits + (15 if to == "int32" else 33))
-    scale = np.array(table.q_out.scale[0] * 2.0**-shift)
-    return Integer(name, to, scale, np.array(float(zero)), -peak, peak)
+    y = Integer(name, to, np.array(table.q_out.scale[0] * 2.0**-shift), NO_ZERO, -peak, peak)
+    rounded = requantize(low, op, y, replace(table.q_out, zero_point=(table.offset,)))
+    return codes_of(rounded.name, table.q_out)

@@ -1,0 +1,225 @@
+"""The integer model: exact rescales and tables, proofs, islands, and what the file says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.integer_cases import calibrated, lowered, run_alone
+from torch import Tensor, nn
+
+from bitwright.calibrate.solve import Solver
+from bitwright.exporters.integer import export_integer
+from bitwright.exporters.integer.arithmetic import multiplier_of, requantize
+from bitwright.exporters.integer.export import ISLANDS_KEY
+from bitwright.exporters.integer.lowering import LOWERINGS, TABLE, Lowering
+from bitwright.exporters.integer.number import Integer
+from bitwright.graph.op import Op
+from bitwright.numerics.dtype import INT8, INT16, UINT8, UINT16, DType
+from bitwright.numerics.fixed_point import rescale
+from bitwright.numerics.lut import TableSettings, build_table
+from bitwright.numerics.rounding import Rounding
+from bitwright.numerics.spec import QParams, QuantSpec
+from bitwright.plan.assign import assign
+from bitwright.plan.target import RescaleRule, load_target
+from bitwright.runtime.verify import VALUE_KEY
+
+
+class Twice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sigmoid() + x
+
+
+def bare(form: str = "float", bits: int = 31) -> tuple[Lowering, Op]:
+    """A lowering to write single nodes with."""
+    graph, statistics, _ = calibrated(_TWICE, ((2, 3),))
+    target = load_target("generic-int8").model_copy(
+        update={"rescale": RescaleRule(form=form, multiplier_bits=bits)}
+    )
+    plan = Solver(graph, target, statistics).solve(assign(graph, target))
+    low = Lowering(graph, plan, target, {})
+    low.writer.begin_edge("test")
+    return low, next(iter(graph.ops))
+
+
+_TWICE = Twice()
+
+
+def codes(dtype: DType, scale: float, zero: int = 0, rounding: Rounding = Rounding.HALF_EVEN) -> QParams:
+    return QParams(QuantSpec(dtype, zero == 0, None, rounding), (float(np.float32(scale)),), (zero,))
+
+
+def computed(low: Lowering, name: str) -> np.ndarray:  # type: ignore[type-arg]
+    x = np.zeros((2, 3), np.float32)
+    return run_alone(low.writer.model(), name, {"x": x})
+
+
+# --- rescale -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rounding", list(Rounding))
+@pytest.mark.parametrize("form, bits", [("float", 31), ("multiplier_shift", 15), ("shift", 31)])
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**31), size=st.sampled_from([8, 20, 31, 44]), dtype=st.sampled_from([INT8, UINT8, INT16, UINT16]),
+    exponents=st.lists(st.integers(-40, 3), min_size=4, max_size=4), power=st.booleans(),
+)  # fmt: skip
+def test_onnx_runtime_rescales_as_the_reference(
+    rounding: Rounding,
+    form: str,
+    bits: int,
+    seed: int,
+    size: int,
+    dtype: DType,
+    exponents: list[int],
+    power: bool,
+) -> None:
+    random = np.random.default_rng(seed)
+    low, op = bare(form, bits)
+    mantissa = np.ones(4) if power else random.uniform(0.5, 1.0, 4) * random.choice([-1, 1], 4)
+    q = codes(dtype, 0.37, int(random.integers(dtype.qmin, dtype.qmax + 1)), rounding)
+    scale = q.scale[0] * mantissa * 2.0 ** np.array(exponents)
+    zero = random.integers(-(2**7), 2**7, 4).astype(np.float64)
+    top = 1 << (size - 1)
+    n = random.integers(-top, top, (50, 4))
+    n[:8] = np.rint(zero + (np.arange(8)[:, None] - 4) / 2 * 2.0 ** -np.array(exponents)).clip(
+        -top, top - 1
+    )  # ties
+    carrier = "int32" if size <= 31 else "int64"
+    x = Integer(low.constant(n.astype(carrier)), carrier, scale, zero, -top, top - 1)  # type: ignore[arg-type]
+
+    result = requantize(low, op, x, q)
+    m, s = (torch.from_numpy(a) for a in multiplier_of(low, x, q))
+    expected = rescale(torch.from_numpy(n) - torch.from_numpy(zero).long(), m, s, rounding) + q.zero_point[0]
+
+    assert (computed(low, result.name) == expected.clamp(dtype.qmin, dtype.qmax).numpy()).all()
+
+
+class Dead(nn.Module):
+    """A convolution with a channel whose weights are nearly 0: its bias is 10^5 steps of its accumulator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = torch.randn(4, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+        weight[1] *= 1e-6
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", torch.tensor([0.1, -0.6, 0.0, 3.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.weight, self.bias)
+
+
+def test_a_channel_that_is_nearly_dead_is_right_too() -> None:
+    _, _, model, proof = lowered(Dead(), ((2, 3, 4, 4),), "generic-int8", "int8")
+
+    assert not model.islands
+    assert [d.steps for d in proof.per_op] == [0]
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+TABLES = [
+    (torch.exp, INT8, 0, INT8, 0, TableSettings()),
+    (torch.sigmoid, UINT8, 100, UINT8, 3, TableSettings()),
+    (torch.tanh, INT16, 0, INT16, 0, TableSettings(form="regular")),
+    (torch.sigmoid, UINT16, 30000, INT8, 0, TableSettings(form="regular")),
+    (torch.tanh, INT16, 0, INT16, 0, TableSettings(strategy="curvature", num_tables=6)),
+    (torch.exp, UINT16, 50000, UINT16, 7, TableSettings(strategy="evenly", input_range=(-3.0, 1.0))),
+    (torch.erf, INT16, 0, INT16, 0, TableSettings(symmetric_mode="odd", strategy="evenly")),
+    (torch.cosh, INT16, 0, UINT8, 1, TableSettings(symmetric_mode="even", strategy="evenly", input_range=(-2.0, 2.0))),
+    (torch.sin, INT16, 0, INT16, 0, TableSettings(period=2 * np.pi)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rounding", list(Rounding))
+@pytest.mark.parametrize(
+    "case", TABLES, ids=lambda c: f"{c[0].__name__}-{c[1].name}-{c[5].form}-{c[5].symmetric_mode}"
+)
+def test_tables_are_computed_code_by_code(case: tuple, rounding: Rounding) -> None:  # type: ignore[type-arg]
+    function, d_in, z_in, d_out, z_out, wish = case
+    q_in = codes(d_in, 8.0 / (d_in.qmax - d_in.qmin), z_in, rounding)
+    q_out = codes(d_out, 4.0 / (d_out.qmax - d_out.qmin), z_out, rounding)
+    table = build_table(function, q_in, q_out, wish)
+    low, op = bare()
+    every = torch.arange(d_in.qmin, d_in.qmax + 1)
+    low.tables = {op.name: table}
+    name = low.graph.op_inputs(op.name)[0]
+    assert name is not None
+    low.inner[name] = low.constant_codes(every, q_in)
+    low.plan = replace(
+        low.plan,
+        values={**low.plan.values, op.outputs[0]: replace(low.plan.values[op.outputs[0]], qparams=q_out)},
+    )
+    lowering = LOWERINGS.find(TABLE)
+    assert lowering is not None
+    lowering(low, op)
+
+    assert (computed(low, low.codes[op.outputs[0]].name) == table.results.numpy()).all()
+
+
+# --- proofs ------------------------------------------------------------------------------------------------------
+
+
+def test_every_sum_is_proven_from_its_weights() -> None:
+    layer = nn.Linear(10, 3)
+    graph, plan, model, _ = lowered(layer, ((4, 10),), "generic-int8", "int8")
+    (proof,) = model.accumulators
+    w = plan.qparams(graph.op_inputs(proof.op)[1] or "")
+    assert w is not None
+    steps = (layer.weight.detach() / torch.tensor(w.scale)[:, None]).round().abs().sum(1).max()
+
+    assert proof.peak == 128 * int(steps)
+    assert proof.bits == 32
+    assert "largest sum" in str(model.proofs())
+
+
+class Wide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(140_000, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+def test_a_sum_that_may_overflow_stays_float_and_says_so() -> None:
+    _, _, model, proof = lowered(Wide(), ((2, 140_000),), "generic-int8", "int8")
+    (why,) = model.islands.values()
+
+    assert (
+        why == f"expected sums that provably fit into 32 bits; found magnitudes up to {128 * 127 * 140_000}"
+    )
+    assert all(d.holds for d in proof.per_op)
+
+
+# --- the file ----------------------------------------------------------------------------------------------------
+
+
+def test_the_file_lists_its_islands_and_names_its_codes() -> None:
+    graph, statistics, _ = calibrated(_TWICE, ((2, 3),))
+    rules = load_target("generic-int8")
+    plan = Solver(graph, rules, statistics).solve(assign(graph, rules))
+    model = export_integer(graph, plan, rules, {})
+    islands = json.loads(next(p.value for p in model.metadata_props if p.key == ISLANDS_KEY))
+    named = {e.value for n in model.graph.node for e in n.metadata_props if e.key == VALUE_KEY}
+
+    assert list(islands.values()) == ["no table was built"]
+    assert named == {n for n, e in plan.values.items() if e.qparams is not None}
+
+
+def test_only_integers_between_the_edges() -> None:
+    _, _, model, _ = lowered(_TWICE, ((2, 3),), "onnxruntime", "int8")
+    types = onnx.shape_inference.infer_shapes(model.model).graph.value_info
+    floats = {v.name for v in types if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+
+    assert not floats
+    assert [n.op_type for n in model.model.graph.node if n.op_type.endswith("Linear")] == [
+        "QuantizeLinear",
+        "DequantizeLinear",
+    ]
