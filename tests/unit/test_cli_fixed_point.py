@@ -150,7 +150,7 @@ def test_luts_acquits_tables_that_cost_nothing(
     assert done.status == 0
     assert not found["to_blame"]
     assert found["guilty"] == found["remedies"] == []
-    assert list(found["stages"]) == ["float", "float tables", "fixed tables"]
+    assert list(found["stages"]) == ["float", "float tables", "fixed tables", "integer model"]
 
 
 def test_luts_asks_the_user_s_metric(bitwright: Command, attentive: Path, data: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from bitwright.numerics.table_settings import STRATEGIES, TableSettings
 
 HELP = """Find out whether look-up tables lose accuracy, which of them, and what to do about it.
 
-Functions (exp, sigmoid, softmax, norms, …) become fixed-point tables. Measures the network with float tables and with fixed ones, ranks all
+Functions (exp, sigmoid, softmax, norms, …) become fixed-point tables. Measures the network with float tables, with fixed ones, and as an integer model, ranks all
 tables by an error sketch, puts them back to float one after another until the score recovers, and tries remedies on the guilty ones:
 other dividing points, more segments, a narrower range, one period, an int16 result. What helps is written into plan.json.
 

@@ -186,11 +186,20 @@ class QuantizedModel(nn.Module):
         self._session = Session(model)
         self.eval()
 
+    @classmethod
+    def of(cls, graph: Graph, plan: Plan, model: onnx.ModelProto) -> QuantizedModel:
+        """The *model* that *graph* was exported as under *plan*, with outputs in the same structure."""
+        info = graph.info
+        return cls(plan, model, info.inputs, _named(graph.graph.output_node().args[0], iter(info.outputs)))
+
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
-        feeds = self._feeds(args, kwargs)
-        device = next(iter(feeds.values())).device
-        found = self._session.run({name: x.detach().cpu() for name, x in feeds.items()})
-        return _filled(self._structure, {name: torch.from_numpy(y).to(device) for name, y in found.items()})
+        return _filled(self._structure, self.outputs(self._feeds(args, kwargs)))
+
+    def outputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs of the file by name, for *inputs* by name; on the device of the inputs."""
+        device = next(iter(inputs.values())).device
+        found = self._session.run({name: x.detach().cpu() for name, x in inputs.items()})
+        return {name: torch.from_numpy(y).to(device) for name, y in found.items()}
 
     def _feeds(self, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         names = [i.name for i in self._inputs]
@@ -264,9 +273,7 @@ def convert(model: nn.Module) -> QuantizedModel:
     *raises* `PlanError` for observers that never ran, `ModelError` for operators without an ONNX form.
     """
     found = decided(model)
-    info = found.graph.info
-    outputs = _named(found.graph.graph.output_node().args[0], iter(info.outputs))
-    return QuantizedModel(found.plan, export_qdq(found.graph, found.plan), info.inputs, outputs)
+    return QuantizedModel.of(found.graph, found.plan, export_qdq(found.graph, found.plan))
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ class TableRow:
 
 @dataclass(frozen=True)
 class LutsResult:
-    """*stages*: `float` network, `float tables`, `fixed tables`, `repaired` (where there is something to repair). *rows*: most
+    """*stages*: `float` network, `float tables`, `fixed tables`, `integer model`; where there is something to repair also `repaired` and
+    `integer model, repaired`. *rows*: most
     suspicious first. *to_blame*: whether tables cost more than the tolerance. *plan*: with the settings that helped.
     """
 
@@ -115,6 +116,8 @@ def run_luts(
     for title, back in (("float tables", names), ("fixed tables", [])):
         stages[title] = scores.score(plan, back)
         watcher.advance(1, f"{title}: {stages[title].value:.6f}")
+    watcher.stage("running the integer model")
+    stages["integer model"] = scores.deployed(plan)
     rows = _ranked(bench, plan, scores.tables(plan), settings, watcher)
     fixed, floating = stages["fixed tables"].value, stages["float tables"].value
     to_blame = floating - fixed > tolerance
@@ -135,6 +138,7 @@ def run_luts(
             repair.run(name)
             watcher.advance(1, name)
         stages["repaired"] = scores.score(repair.plan)
+        stages["integer model, repaired"] = scores.deployed(repair.plan)
     result = LutsResult(
         bench, stages, rows, to_blame, walk, tuple(repair.tried),
         settled(bench.graph, repair.plan, scores.tables(repair.plan)), tolerance, settings.evaluate,

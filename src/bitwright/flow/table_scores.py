@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitwright.exporters.integer import lower
 from bitwright.flow.bench import Bench
+from bitwright.flow.convert import QuantizedModel
 from bitwright.flow.model_source import import_object
 from bitwright.flow.settings import Settings
 from bitwright.flow.tables import build_tables
@@ -70,6 +72,13 @@ class TableScores:
             simulated = SimulatedModel(graph, plan)
             self._known[key] = self.of(lambda inputs: replay.run(inputs, reads), simulated)
         return self._known[key]
+
+    def deployed(self, plan: Plan) -> Score:
+        """The score of the integer model of *plan*, on ONNX Runtime."""
+        graph = self.bench.graph
+        lowered = lower(graph, plan, self.bench.target, self.tables(plan))
+        model = QuantizedModel.of(graph, plan, lowered.model)
+        return self.of(model.outputs, model)
 
     def of(self, run: Run, model: nn.Module) -> Score:
         """The score of any network: *run* by value names, *model* as a user calls it."""
