@@ -15,7 +15,7 @@ from tests.unit.integer_cases import calibrated, lowered, run_alone
 from torch import Tensor, nn
 
 from bitwright.calibrate.solve import Solver
-from bitwright.exporters.integer import export_integer
+from bitwright.exporters.integer import export_integer, lower
 from bitwright.exporters.integer.arithmetic import multiplier_of, requantize
 from bitwright.exporters.integer.export import ISLANDS_KEY
 from bitwright.exporters.integer.lowering import LOWERINGS, TABLE, Lowering
@@ -27,8 +27,8 @@ from bitwright.numerics.lut import TableSettings, build_table
 from bitwright.numerics.rounding import Rounding
 from bitwright.numerics.spec import QParams, QuantSpec
 from bitwright.plan.assign import assign
-from bitwright.plan.target import RescaleRule, load_target
-from bitwright.runtime.verify import VALUE_KEY
+from bitwright.plan.target import FuseRule, RescaleRule, load_target
+from bitwright.runtime.verify import VALUE_KEY, measure
 
 
 class Twice(nn.Module):
@@ -223,3 +223,29 @@ def test_only_integers_between_the_edges() -> None:
         "QuantizeLinear",
         "DequantizeLinear",
     ]
+
+
+class Chain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv(x)) * -0.5
+
+
+def test_values_inside_a_group_are_rectified_where_something_follows() -> None:
+    graph, statistics, batch = calibrated(Chain(), ((2, 3, 4, 4),))
+    fuse = (
+        FuseRule(producers=("Conv",), consumers={"Relu": "always"}),
+        FuseRule(producers=("Relu",), consumers={"Mul": "scalar"}),
+    )
+    rules = load_target("generic-int8").model_copy(update={"fuse": fuse})
+    rules.__dict__.pop("fusable", None)
+    plan = Solver(graph, rules, statistics).solve(assign(graph, rules))
+    model = lower(graph, plan, rules, {})
+    proof = measure(graph, plan, model.model, [batch])
+
+    assert len(plan.groups) == 1
+    assert not model.islands
+    assert [d.steps for d in proof.per_op] == [0]

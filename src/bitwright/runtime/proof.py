@@ -112,13 +112,15 @@ class Agreement:
 class Proof:
     """Everything that was compared. *literal*: the nodes of the file one by one; *default*: as an engine would run it.
 
-    *target_rounding*: the target's own rounding; the comparison is half-even on both sides, as the file says.
+    *target_rounding*: the target's own rounding. *rounding*: that of the comparison, on both sides: half-even where QuantizeLinear makes
+    codes, the target's in an integer model.
     """
 
     per_op: tuple[OpDifference, ...]
     literal: Agreement
     default: Agreement
     target_rounding: str = "half_even"
+    rounding: str = "half_even"
 
     @property
     def worst(self) -> OpDifference | None:
@@ -184,7 +186,7 @@ class Proof:
             "optimisation": optimisation,
             "samples": self.literal.samples,
             "operators": len(self.per_op),
-            "rounding": "half_even",
+            "rounding": self.rounding,
             "target_rounding": self.target_rounding,
         }
         if wide:

@@ -7,7 +7,7 @@ the few that float32 summation order decides. Whole networks are reported beside
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,12 +83,12 @@ class _Comparison:
 
     def __init__(self, graph: Graph, plan: Plan, model: onnx.ModelProto) -> None:
         self.graph, self.plan, self.replay = graph, plan, Replay(graph)
-        self.reads = half_even(graph, quantized_reads(graph, plan))
+        self.half_even = _rounded_half_even(model)
+        self.reads = half_even(quantized_reads(graph, plan), self.half_even)
         self.constants = {k: q for k, q in self.reads.items() if graph.value(k[0]).is_constant}
         self.groups = {g: ops for g, ops in plan.groups.items() if plan.precision(g) != "float"}
         self.rows = {g: _Row() for g in self.groups}
         self.codes = _code_names(model)
-        self.half_even = _rounded_half_even(model)
         self.inputs = [i.name for i in graph.info.inputs]
         self.outputs = list(dict.fromkeys(graph.info.outputs))
         sides = self._side_values()
@@ -223,7 +223,15 @@ class _Comparison:
             if e.qparams is not None and e.role == "activation"
         }
         rounding = roundings.pop() if len(roundings) == 1 else Rounding.HALF_EVEN.value
-        return Proof(per_op, self.literal_meter.result(), self.default_meter.result(), rounding)
+        made = {v for ops in self.groups.values() for op in ops for v in self.graph.op(op).outputs}
+        exact = not made & self.half_even
+        return Proof(
+            per_op,
+            self.literal_meter.result(),
+            self.default_meter.result(),
+            rounding,
+            rounding if exact else Rounding.HALF_EVEN.value,
+        )
 
     def _difference(self, group: str, row: _Row) -> OpDifference:
         widths = [
@@ -247,12 +255,10 @@ class _Comparison:
 # --- the file ----------------------------------------------------------------------------------------------------
 
 
-def half_even(graph: Graph, reads: Reads) -> Reads:
-    """*reads* as an exported file means them: QuantizeLinear rounds half-even. Constants are codes already."""
+def half_even(reads: Reads, values: Collection[str]) -> Reads:
+    """*reads* as an exported file means them: the codes of *values* are made by QuantizeLinear, which rounds half-even."""
     # One object for each value, because the executor shares copies of a value that have the same parameters.
-    changed = {
-        value: q if graph.value(value).is_constant else _half_even(q) for (value, _), q in reads.items()
-    }
+    changed = {value: _half_even(q) if value in values else q for (value, _), q in reads.items()}
     return {(value, reader): changed[value] for value, reader in reads}
 
 

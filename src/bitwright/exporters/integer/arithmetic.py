@@ -200,4 +200,7 @@ def _narrowed(low: Lowering, x: Integer, q: QParams, lowest: int, highest: int) 
 def finish(low: Lowering, op: Op, x: Integer, index: int = 0) -> None:
     """Make *x* output *index* of *op*: rescaled to the output's codes, or left in the accumulator."""
     q = low.plan.qparams(op.outputs[index])
-    low.finish(op, x if q is None else requantize(low, op, x, q), index)
+    if q is not None:
+        low.finish(op, requantize(low, op, x, q), index)
+    else:
+        low.finish(op, x if (x.floor, x.ceiling) == (None, None) else centred(low, x), index)
