@@ -139,6 +139,8 @@ def test_integers_agree_with_the_simulation(name: str, target: str, precision: P
 
     assert not {n: (graph.op(n).kind, why) for n, why in refused.items()}
     assert not [d for d in proof.per_op if not d.holds]
+    assert max(d.steps for d in proof.per_op) <= 1
+    assert not [d for d in proof.per_op if d.steps and graph.op(d.name).table_function() is not None]
     assert not proof.default.failure
 
 

@@ -19,6 +19,8 @@ from bitwright.numerics.spec import QParams
 
 #: Magnitudes below these leave room for the offset that makes them unsigned, and for half a step.
 _ROOM = {32: 29, 64: 61}
+#: As many values are worth a node that widens them.
+_MANY = 16
 #: What the rounded multipliers of a sum may be off by, in output steps.
 _SUM_ERROR = 2.0**-8
 
@@ -161,9 +163,9 @@ def _shifted(low: Lowering, x: Integer, m: Integers, s: Integers, q: QParams) ->
         early = exact + np.maximum(half - 1, 0)
     name = _as(low, x, "int32" if narrow else "int64")
     if (m != 1).any():
-        name = low.node("Mul", name, low.constant(m.astype(signed)))
+        name = low.node("Mul", name, _stored(low, m, "int32", np.dtype(signed).name))
     name = low.cast(low.node("Add", name, low.constant(early.astype(signed))), np.dtype(unsigned).name)
-    shift = low.constant(s.astype(unsigned))
+    shift = _stored(low, s, "uint8", np.dtype(unsigned).name)
     if rounding is Rounding.HALF_EVEN and s.any():
         # An odd floor goes up at a tie: adding its last bit carries only if everything below it is ones.
         odd = low.node(
@@ -184,6 +186,13 @@ def _shifted(low: Lowering, x: Integer, m: Integers, s: Integers, q: QParams) ->
     offset = np.left_shift(np.int64(1), k) - q.zero_point[0]
     result = low.node("Sub", low.cast(name, to), low.constant(offset.astype(to)))
     return replace(x, name=result, carrier=to, q=None)
+
+
+def _stored(low: Lowering, values: Integers, narrow: str, wanted: str) -> str:
+    """A constant of type *wanted*; many values are stored in the *narrow* type that holds them, which engines widen when they load."""
+    if values.size < _MANY or wanted == narrow:
+        return low.constant(values.astype(wanted))
+    return low.cast(low.constant(values.astype(narrow)), wanted)
 
 
 def _narrowed(low: Lowering, x: Integer, q: QParams, lowest: int, highest: int) -> Integer:
