@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.networks import Residual, pictures, randomised, ready
+from tests.networks import calibrated as statistics_of
 from tests.unit.integer_cases import calibrated, lowered, run_alone
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ from bitwright.numerics.lut import TableSettings, build_table
 from bitwright.numerics.rounding import Rounding
 from bitwright.numerics.spec import QParams, QuantSpec
 from bitwright.plan.assign import assign
-from bitwright.plan.target import FuseRule, RescaleRule, load_target
+from bitwright.plan.target import PRECISIONS, FuseRule, RescaleRule, load_target
 from bitwright.runtime.verify import VALUE_KEY, measure
 
 
@@ -249,3 +251,20 @@ def test_values_inside_a_group_are_rectified_where_something_follows() -> None:
     assert len(plan.groups) == 1
     assert not model.islands
     assert [d.steps for d in proof.per_op] == [0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_precisions_may_alternate(seed: int) -> None:
+    """int4 weights, int8, int16 and float side by side: codes are rescaled, islands converted."""
+    graph = ready(randomised(Residual()), pictures())
+    rules = load_target("onnxruntime")
+    random = np.random.default_rng(seed)
+    asked = {op: str(random.choice(PRECISIONS)) for op in graph.op_names}
+    plan = Solver(graph, rules, statistics_of(graph, pictures())).solve(assign(graph, rules, asked=asked))  # type: ignore[arg-type]
+    model = lower(graph, plan, rules, {})
+    proof = measure(graph, plan, model.model, [{graph.info.inputs[0].name: pictures()}])
+
+    assert set(model.islands) == {n for n, e in plan.ops.items() if e.precision == "float" and e.quantizable}
+    assert all(d.holds for d in proof.per_op)
+    assert max((d.steps for d in proof.per_op), default=0) <= 1
+    assert not proof.default.failure

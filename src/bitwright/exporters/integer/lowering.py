@@ -14,10 +14,9 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from bitwright.errors import BitwrightError, ModelError
-from bitwright.exporters.edit import fresh_name
 from bitwright.exporters.integer.number import Carrier, Integer, codes_of, same_parameters
-from bitwright.exporters.onnx_qdq import VALUE_KEY
-from bitwright.exporters.writer import Writer, to_numpy
+from bitwright.exporters.integer.writer import IntegerWriter
+from bitwright.exporters.writer import to_numpy
 from bitwright.graph.graph import OUTPUT, Graph, Value
 from bitwright.graph.op import Op, Shape
 from bitwright.numerics.affine import quantize
@@ -47,62 +46,6 @@ Lower = Callable[["Lowering", Op], None]
 LOWERINGS: Registry[Lower] = Registry("integer lowering")
 #: The name in place of a kind under which all look-up tables are lowered.
 TABLE = "<table>"
-
-
-class IntegerWriter(Writer):
-    """A `Writer` of single nodes, which can take back what was written last. *aliases*: further name -> value of the graph."""
-
-    def __init__(self, graph: Graph) -> None:
-        super().__init__(graph, quantized_reads(graph, Plan("", {}, {})))
-        self.aliases: dict[str, str] = {}
-
-    def shape(self, value: str) -> Shape | None:
-        return super().shape(self.aliases.get(value, value))
-
-    def node(
-        self, op_type: str, inputs: Sequence[str | None], outputs: Sequence[str], **attributes: Any
-    ) -> None:
-        super().node(op_type, inputs, outputs, **attributes)
-        # The nodes of an operator are many and follow one another: only the first is called like it.
-        if len(self._nodes) - self._first_node > 1:
-            self._nodes[-1].name = ""
-
-    def temporary(self, hint: str) -> str:
-        """A short name: a third of a small model would be names else."""
-        return fresh_name(f"_{len(self._taken)}", self._taken)
-
-    def begin(self, op: Op) -> None:
-        """What is written from now on belongs to *op*."""
-        self._op, self._first_node = op, len(self._nodes)
-
-    def take_back(self) -> None:
-        """Forget the nodes since `begin`."""
-        for node in self._nodes[self._first_node :]:
-            for name in node.output:
-                self.owners.pop(name, None)
-        del self._nodes[self._first_node :]
-
-    def mark(self, name: str, value: str) -> str:
-        """Say in the file that the node which has just written *name* writes the codes of *value*; returns their new name."""
-        node = next(n for n in reversed(self._nodes) if name in n.output)
-        index = list(node.output).index(name)
-        entry = node.metadata_props.add()
-        entry.key, entry.value = f"{VALUE_KEY}.{index}" if index else VALUE_KEY, value
-        renamed = fresh_name(f"{value}_quantized", self._taken)
-        node.output[index] = renamed
-        self.owners[renamed] = self.owners.pop(name)
-        self.aliases[renamed] = value
-        return renamed
-
-    def begin_edge(self, name: str) -> None:
-        """What is written from now on belongs to the graph's input or output *name*."""
-        edge = Op()
-        edge.name = fresh_name(f"{name}.edge", self._taken)
-        self.begin(edge)
-
-    def call_inputs(self, op: Op) -> list[str | None]:
-        """Value names of what *op* is called with, numbers as constants."""
-        return self._inputs(op)
 
 
 class Lowering:
@@ -322,12 +265,13 @@ class Lowering:
         if lower is None:
             table = op.table_function() is not None
             return "no table was built" if table else f"{op.kind} has no integer form"
-        count = len(self.accumulators)
+        count, known = len(self.accumulators), (dict(self.codes), dict(self.inner), set(self.real))
         try:
             lower(self, op)
         except BitwrightError as e:
             self.writer.take_back()
             del self.accumulators[count:]
+            self.codes, self.inner, self.real = known
             return f"expected {e.expected}; found {e.found}"
         return None
 
