@@ -57,6 +57,7 @@ def _convolved(
     low: Lowering, op: Op, x: Integer, xs: list[Byte], w: Integers, scale: Reals, attributes: dict[str, Any]
 ) -> Integer:
     """x * w: the accumulator. *w*: `[o, c/groups, *k]` codes; *scale*: `[o]` or `[1]`."""
+    stored = weight_byte(low, w)
     reach = int(np.abs(w.astype(np.int64)).reshape(w.shape[0], -1).sum(1).max(initial=0))
 
     def multiply(a: Byte, b: Byte) -> str:
@@ -73,7 +74,7 @@ def _convolved(
     return join(
         low,
         op,
-        [(a, weight_byte(low, w)) for a in xs],
+        [(a, stored) for a in xs],
         multiply,
         lambda a, b: a.peak * reach,
         (x.scale * scale).reshape(shape),

@@ -62,12 +62,12 @@ def _turned(low: Lowering, x: Integer) -> Integer:
 def _by_weight(low: Lowering, op: Op, x: Integer, w: Integers, scale: Reals) -> Integer:
     """x `[..., m, k]` times codes *w* `[..., k, n]` with scales `[n]` or `[1]`."""
     reach = int(np.abs(w.astype(np.int64)).sum(-2).max(initial=0))
-    w = np.ascontiguousarray(w)
+    stored = weight_byte(low, np.ascontiguousarray(w))
     scale = scale.reshape(()) if scale.size == 1 else scale
     return join(
         low,
         op,
-        [(a, weight_byte(low, w)) for a in in_bytes(low, x)],
+        [(a, stored) for a in in_bytes(low, x)],
         _multiply(low),
         lambda a, b: a.peak * reach,
         np.asarray(x.scale * scale),

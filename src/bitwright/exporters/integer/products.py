@@ -53,7 +53,7 @@ def in_bytes(low: Lowering, x: Integer) -> list[Byte]:
 
 
 def weight_byte(low: Lowering, w: Integers) -> Byte:
-    """Weight codes of 8 bits (or fewer), stored once for every product: ONNX Runtime 1.31 does not load two that share them."""
+    """Weight codes of 8 bits or fewer."""
     stored = low.constant((w.astype(np.int16) + 128).astype(np.uint8))
     return Byte(stored, 128, 1, int(np.abs(w.astype(np.int64)).max(initial=0)))
 
