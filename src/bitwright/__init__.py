@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from bitwright.flow.convert import convert as convert
     from bitwright.flow.convert import export as export
     from bitwright.flow.joint import run_joint as run_joint
+    from bitwright.flow.luts import run_luts as run_luts
     from bitwright.flow.prepare import prepare as prepare
+    from bitwright.flow.quantize import run_quantize as run_quantize
+    from bitwright.flow.quantize import run_verify as run_verify
     from bitwright.flow.search import run_mixed as run_mixed
     from bitwright.flow.search import run_sensitivity as run_sensitivity
     from bitwright.flow.settings import Settings as Settings
@@ -164,8 +167,11 @@ _HOMES = {
     "reset_scale": "train.control",
     "run_calibration": "flow.calibration",
     "run_joint": "flow.joint",
+    "run_luts": "flow.luts",
     "run_mixed": "flow.search",
+    "run_quantize": "flow.quantize",
     "run_sensitivity": "flow.search",
+    "run_verify": "flow.quantize",
     "search_mixed_precision": "search.mixed_precision",
     "sensitive_op_calibration_8bit_weight_16bit_act_qconfig_setter": "plan.setters",
     "sensitive_op_qat_8bit_weight_16bit_act_qconfig_setter": "plan.setters",
