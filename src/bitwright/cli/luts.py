@@ -115,7 +115,9 @@ def verdict(found: LutsResult) -> str:
     lost = found.stages["float tables"].value - found.stages["fixed tables"].value
     what = "metric" if found.metric is not None else "cosine"
     if not found.to_blame:
-        return f"Tables are not to blame: they cost {max(lost, 0.0):.6f} of the {what}, at most {found.tolerance:g} is tolerated."
+        said = f"Tables are not to blame: they cost {max(lost, 0.0):.6f} of the {what}, at most {found.tolerance:g} is tolerated."
+        rest = found.stages["float"].value - found.stages["float tables"].value
+        return said if rest <= found.tolerance else f"{said} Quantization costs {rest:.6f}: try bitwright tune."
     guilty = ", ".join(found.walk.guilty)
     after = found.stages["float tables"].value - found.stages["repaired"].value
     said = f"Tables are to blame: they cost {lost:.6f} of the {what}. Guilty: {guilty}."

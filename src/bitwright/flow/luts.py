@@ -28,6 +28,7 @@ from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
 from bitwright.report.curves import Curve
 from bitwright.report.page import Page, Section, write_page
+from bitwright.search.prediction import Prediction
 from bitwright.search.simulated import SimulatedModel
 from bitwright.search.table_sketch import TableSketch
 from bitwright.table import Column, Table
@@ -42,7 +43,8 @@ _POINTS = 96
 
 @dataclass(frozen=True)
 class TableRow:
-    """One table. *loss*: sketched loss of the network with this table alone in fixed point, against none; *standard_error* of that.
+    """One table. *loss*: sketched loss of the network with this table alone in fixed point, against none; *standard_error* of that, 0
+    where it was measured instead.
     *largest*, *rms*: error on the data, in output steps.
     """
 
@@ -118,7 +120,7 @@ def run_luts(
         watcher.advance(1, f"{title}: {stages[title].value:.6f}")
     watcher.stage("running the integer model")
     stages["integer model"] = scores.deployed(plan)
-    rows = _ranked(bench, plan, scores.tables(plan), settings, watcher)
+    rows = _ranked(scores, plan, settings, watcher)
     fixed, floating = stages["fixed tables"].value, stages["float tables"].value
     to_blame = floating - fixed > tolerance
     walk = Walk((), (), fixed, True)
@@ -152,9 +154,9 @@ def _float_score(scores: TableScores) -> Score:
     return scores.of(lambda inputs: evaluator.replay.run(inputs), SimulatedModel(scores.bench.graph, None))
 
 
-def _ranked(
-    bench: Bench, plan: Plan, tables: dict[str, LookupTable], settings: Settings, watcher: Watcher
-) -> tuple[TableRow, ...]:
+def _ranked(scores: TableScores, plan: Plan, settings: Settings, watcher: Watcher) -> tuple[TableRow, ...]:
+    """Every table, most suspicious first: sketched, or measured alone where no finite gradient tells (a root or reciprocal of 0 behind it)."""
+    bench, tables = scores.bench, scores.tables(plan)
     watcher.stage("sketching tables", bench.inference_samples)
     sketch = TableSketch(
         bench.evaluator,
@@ -166,7 +168,11 @@ def _ranked(
     sketch.measure(watcher.advance)
     rows = []
     for name, table in tables.items():
-        found = sketch.loss([name])
+        if sketch.tells(name):
+            found = sketch.loss([name])
+        else:
+            watcher.note(f"not sketchable, measured exactly: {name} (its gradient is not finite)")
+            found = Prediction(scores.lost_alone(plan, name), 0.0)
         largest, rms = error_on_data(bench.graph, bench.statistics, name, table)
         rows.append(
             TableRow(name, bench.graph.op(name).kind, _form(table), found.loss, found.error, largest, rms)

@@ -73,6 +73,21 @@ class TableScores:
             self._known[key] = self.of(lambda inputs: replay.run(inputs, reads), simulated)
         return self._known[key]
 
+    def lost_alone(self, plan: Plan, name: str) -> float:
+        """The mean loss of the network with the one table of the operator *name* in fixed point, against none: by true runs."""
+        evaluator, graph = self.bench.evaluator, self.bench.graph
+        with_one = with_tables(graph, {name: self.tables(plan)[name]})
+        plain, changed = Replay(graph), Replay(with_one)
+        reads, changed_reads = quantized_reads(graph, plan), quantized_reads(with_one, plan)
+        rows = []
+        for inputs, _ in evaluator.pairs():
+            count = evaluator.samples(inputs)
+            before = evaluator.scored(plain.run(inputs, reads), count)
+            after = evaluator.scored(changed.run(inputs, changed_reads), count)
+            evaluator.count(inputs, 2.0)
+            rows.append(evaluator.similarity.losses(before, after)[0])
+        return float(torch.cat(rows).mean())
+
     def deployed(self, plan: Plan) -> Score:
         """The score of the integer model of *plan*, on ONNX Runtime."""
         graph = self.bench.graph

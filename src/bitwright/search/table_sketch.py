@@ -51,8 +51,12 @@ class TableSketch:
                 progress(count)
         self.c = {name: torch.cat(found, 1) for name, found in parts.items()}
 
+    def tells(self, op: str) -> bool:
+        """Whether the gradient at the table of *op* was finite everywhere: without it, `loss` knows nothing."""
+        return bool(torch.isfinite(self.c[op]).all())
+
     def loss(self, ops: Iterable[str]) -> Prediction:
-        """The loss of the network with the tables of *ops*, against the same network with float functions."""
+        """The loss of the network with the tables of *ops*, against the same network with float functions. Of *ops* that it `tells`."""
         chosen = [self.c[name] for name in ops]
         total = torch.stack(chosen).sum(0) if chosen else torch.zeros_like(next(iter(self.c.values())))
         return prediction_of(self.blocks, total**2)
