@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from bitwright.flow.luts import run_luts as run_luts
     from bitwright.flow.prepare import prepare as prepare
     from bitwright.flow.quantize import run_quantize as run_quantize
-    from bitwright.flow.quantize import run_verify as run_verify
     from bitwright.flow.search import run_mixed as run_mixed
     from bitwright.flow.search import run_sensitivity as run_sensitivity
     from bitwright.flow.settings import Settings as Settings
     from bitwright.flow.tables import build_tables as build_tables
     from bitwright.flow.tune import tune as tune
+    from bitwright.flow.verification import run_verify as run_verify
     from bitwright.graph.graph import Graph as Graph
     from bitwright.graph.replay import Replay as Replay
     from bitwright.importers.from_onnx import load_onnx as load_onnx
@@ -171,7 +171,7 @@ _HOMES = {
     "run_mixed": "flow.search",
     "run_quantize": "flow.quantize",
     "run_sensitivity": "flow.search",
-    "run_verify": "flow.quantize",
+    "run_verify": "flow.verification",
     "search_mixed_precision": "search.mixed_precision",
     "sensitive_op_calibration_8bit_weight_16bit_act_qconfig_setter": "plan.setters",
     "sensitive_op_qat_8bit_weight_16bit_act_qconfig_setter": "plan.setters",

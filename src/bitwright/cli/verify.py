@@ -14,10 +14,10 @@ from bitwright.cli.record import Record
 from bitwright.cli.results import proof_line
 from bitwright.cli.settings import settings_of
 from bitwright.cli.signature import flat
-from bitwright.flow.quantize import run_verify
+from bitwright.flow.verification import run_verify
 
 HELP = """Prove again the files of a folder that bitwright quantize or tune wrote: every operator of the Q/DQ file and of the integer file on ONNX
-Runtime against the simulation of plan.json, both fed with the same input codes.
+Runtime against the simulation of plan.json, both fed with the same input codes; and every look-up table against its float function.
 
 Model, data and flags are found in job.json there; --model and --data name others, should they have moved.
 
@@ -50,13 +50,14 @@ def run(folder: Folder, flags: VerifyFlags) -> int:
         data = replace(data, data=flags.data, calibration_data=data.calibration_data or data.data)
     with job(folder, quiet=flags.quiet) as watcher:
         settings = settings_of(data, record.quantize, export=record.export)
-        proofs = run_verify(
-            folder, flags.model or record.model, data.data, settings=settings, watcher=watcher
-        )
+        found = run_verify(folder, flags.model or record.model, data.data, settings=settings, watcher=watcher)
     if flags.json:
-        print_json({name.strip("_"): proof.to_json() for name, proof in proofs.items()})
+        print_json(found.to_json())
     else:
-        for name, proof in proofs.items():
+        for name, proof in found.proofs.items():
             print(f"\n{name.strip('_')}: {proof_line(proof.to_json())}")
             print_table(proof.table(worst_first=True), limit=_ROWS)
-    return 0 if all(proof.holds for proof in proofs.values()) else 1
+        if found.tables:
+            print()
+            print_table(found.table_table(), limit=_ROWS)
+    return 0 if found.holds else 1

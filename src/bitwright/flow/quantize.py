@@ -1,4 +1,4 @@
-"""`quantize`: calibrate, export, prove. And `verify`: prove again what it, or `tune`, has written."""
+"""`quantize`: calibrate, export, prove; no search."""
 
 from __future__ import annotations
 
@@ -6,31 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
 from torch import nn
 
-from bitwright.errors import ModelError, PlanError
 from bitwright.flow.accuracy import Accuracy, measure_accuracy
 from bitwright.flow.bench import Bench, open_bench
 from bitwright.flow.calibration import range_table, write_ranges
-from bitwright.flow.exports import (
-    INTEGER,
-    QDQ,
-    Exports,
-    exports_json,
-    for_exports,
-    make_exports,
-    prove,
-    write_exports,
-)
+from bitwright.flow.exports import Exports, exports_json, for_exports, make_exports, write_exports
 from bitwright.flow.outputs import check_writable, export_sections, versions, write_json, write_tables
 from bitwright.flow.progress import Silence, Watcher
 from bitwright.flow.settings import Settings
-from bitwright.flow.tables import build_tables
 from bitwright.graph.graph import Graph
-from bitwright.plan.plan import Plan
 from bitwright.report.page import Page, Section, write_page
-from bitwright.runtime.proof import Proof
 from bitwright.table import Column, Table
 
 
@@ -115,49 +101,3 @@ def _write(folder: Path, result: Quantized) -> None:
     sections = (Section(quantized_table(result)), *export_sections(result.exports))
     write_page(folder / "report.html", Page(f"Bitwright: {bench.name}, quantized", subtitle, sections))
     write_json(folder / "summary.json", quantized_summary(result))
-
-
-# --- verify ----------------------------------------------------------------------------------------------------
-
-
-def run_verify(
-    folder: str | Path,
-    model: str | Path | nn.Module | Graph,
-    data: object,
-    *,
-    settings: Settings | None = None,
-    watcher: Watcher | None = None,
-    example_inputs: Any = None,
-) -> dict[str, Proof]:
-    """Prove the files of *folder* against `plan.json` there, on samples of *data*. *returns*: proofs by what follows the model's name.
-
-    *settings*: as the files were made with. Nothing is raised if a proof fails; ask `Proof.holds`. *raises* `PlanError` for a plan
-    of another network, `ModelError` without files.
-    """
-    place, watcher = Path(folder), watcher or Silence()
-    plan = Plan.load(place / "plan.json")
-    models = {end: onnx.load(f) for end in (QDQ, INTEGER) for f in sorted(place.glob(f"*{end}"))[:1]}
-    if not models:
-        raise ModelError(
-            str(place),
-            expected=f"files that end with {QDQ} or {INTEGER}",
-            found="none",
-            remedy="Name a folder that bitwright quantize or tune wrote.",
-        )
-    settings = for_exports(settings or Settings())
-    bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
-    _check_same(bench, plan, place)
-    tables = build_tables(bench.graph, plan, bench.statistics) if INTEGER in models else {}
-    return prove(bench, plan, models, tables, settings, watcher, check=False)
-
-
-def _check_same(bench: Bench, plan: Plan, place: Path) -> None:
-    mine, theirs = set(bench.plan.ops), set(plan.ops)
-    if mine != theirs:
-        odd = sorted(mine ^ theirs)
-        raise PlanError(
-            str(place / "plan.json"),
-            expected=f"a plan of {bench.name}, with its {len(mine)} operators",
-            found=f"one that differs in {len(odd)}, such as {odd[0]}",
-            remedy="Give the model, the target and the flags that the files were made with.",
-        )
