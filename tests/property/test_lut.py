@@ -270,6 +270,22 @@ def test_one_period_serves_all_inputs(name: str, reach: float) -> None:
     assert table.error(function)[0] < 1.3
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("form", ["direct", "regular", "segment"])
+def test_finite_values_beyond_float64_in_steps_are_finite_values(form: str) -> None:
+    """exp(655) / 1e-30 overflows: that was a RuntimeWarning, and an error that the function is not finite there."""
+    q_in = qparams(INT8 if form == "direct" else INT16, -655, 655)
+    q_out = QParams(QuantSpec(INT8, True), (1e-30,), (0,))
+    settings_ = TableSettings(form=form, num_tables=252, input_range=(-655, 654), gradients=(0.0, 1e300))
+    n = 1 << q_in.spec.dtype.bits
+
+    table = build_table(torch.exp, q_in, q_out, settings_, weights=np.eye(1, n, n - 1)[0])
+
+    codes = torch.tensor([q_in.spec.dtype.qmin, -n // 4, -1, 0, 1, n // 4, q_in.spec.dtype.qmax])
+    assert table.lookup(codes).tolist() == [0, 0, 127, 127, 127, 127, 127]
+    assert np.isfinite(table.error(torch.exp)).all()
+
+
 def test_published_check_vectors_of_sigmoid_and_silu() -> None:
     spec = QuantSpec(INT8, True, rounding=Rounding.HALF_AWAY)
     unsigned = QuantSpec(UINT8, True, rounding=Rounding.HALF_AWAY)

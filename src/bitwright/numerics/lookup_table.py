@@ -12,7 +12,7 @@ from torch import Tensor
 from bitwright.numerics.fixed_point import shift_right
 from bitwright.numerics.segments import CELL_BITS, CELLS, WIDEST, Boundaries
 from bitwright.numerics.spec import QParams
-from bitwright.numerics.table_curve import Array, RealFunction, evaluate
+from bitwright.numerics.table_curve import Array, RealFunction, evaluate, in_steps
 
 #: Fraction bits of an interpolated entry of a segment table: an interval has at most 2^10 codes.
 BLEND_BITS = WIDEST
@@ -63,7 +63,7 @@ class LookupTable:
         """The error at every input code, from the smallest on, in output steps: `[n]`; not finite where *function* is not."""
         d, exact = self.q_out.spec.dtype, evaluate(function, self.q_in, "look-up table")[:-1]
         exact = np.where(np.isfinite(exact), exact, np.nan)
-        reference = np.clip(exact / self.q_out.scale[0] + self.q_out.zero_point[0], d.qmin, d.qmax)
+        reference = np.clip(in_steps(exact, self.q_out) + self.q_out.zero_point[0], d.qmin, d.qmax)
         return np.abs(self.results.numpy() - reference)
 
     @cached_property

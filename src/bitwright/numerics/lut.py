@@ -45,6 +45,7 @@ from bitwright.numerics.table_curve import (
     RealFunction,
     TableCurve,
     evaluate,
+    in_steps,
     require_known_inputs,
     sample,
     usable_range,
@@ -172,7 +173,7 @@ def _periodic(
     """Entries over one period, from 0 on; as many intervals as the segments would have, rounded up to a power of two."""
     period = settings.period
     assert period is not None
-    gap = np.abs(evaluate(lambda x: function(x + period), q_in, where) / q_out.scale[0] - curve.values)
+    gap = np.abs(in_steps(evaluate(lambda x: function(x + period), q_in, where), q_out) - curve.values)
     if not curve.known.all() or not gap.max() <= _GAP:
         raise NumericsError(
             where,
@@ -182,7 +183,7 @@ def _periodic(
         )
     index_bits = (settings.num_tables * INTERVALS - 1).bit_length()
     x = torch.arange((1 << index_bits) + 1, dtype=torch.float64) * (period / (1 << index_bits))
-    entries, offset, bits = _entries(function(x).double().numpy() / q_out.scale[0], q_out)
+    entries, offset, bits = _entries(in_steps(function(x).double().numpy(), q_out), q_out)
     whole = 1 << PHASE_BITS
     multiplier = round(Fraction(q_in.scale[0]) / Fraction(period) * whole) % whole
     return PeriodicTable(q_in, q_out, entries, offset, bits, index_bits, multiplier)

@@ -21,6 +21,8 @@ Mask = npt.NDArray[np.bool_]
 #: An end slope is taken over so many codes (one cell of §9.4).
 _END = 64
 
+#: Output steps from 0 at which a value counts as this far; so that all that is done to it stays finite.
+_FAR = 2.0**100
 #: Share of the calibrated inputs that may lie where the function is not finite.
 _TOLERATED = 0.01
 
@@ -65,7 +67,7 @@ def sample(
     than one scale.
     """
     require_one_scale(q_in, q_out, where)
-    values = evaluate(function, q_in, where) / q_out.scale[0]
+    values = in_steps(evaluate(function, q_in, where), q_out)
     known = np.isfinite(values)
     if input_range is None:
         finite = np.flatnonzero(known[:-1])
@@ -82,8 +84,8 @@ def sample(
         # The last entry inside and the first outside share an interval: the latter goes on as the function ends, whatever the gradients.
         values = TableCurve(values, known[:-1], first, last, slopes).with_lines()
     if gradients is not None:
-        unit = q_in.scale[0] / q_out.scale[0]
-        slopes = gradients[0] * unit, gradients[1] * unit
+        left, right = in_steps(np.array(gradients) * q_in.scale[0], q_out)
+        slopes = float(left), float(right)
     return TableCurve(values, known[:-1], first, last, slopes)
 
 
@@ -113,6 +115,12 @@ def evaluate(function: RealFunction, q_in: QParams, where: str) -> Array:
             remedy="A table can only hold a function that works element by element.",
         )
     return np.asarray(y.detach().double().cpu().numpy(), dtype=np.float64)
+
+
+def in_steps(values: Array, q_out: QParams) -> Array:
+    """Real *values* in output steps, those that are finite held within ± 2^100; NaN and infinity as they come."""
+    with np.errstate(over="ignore"):
+        return np.where(np.isfinite(values), np.clip(values / q_out.scale[0], -_FAR, _FAR), values)
 
 
 def covered_codes(q_in: QParams, input_range: tuple[float, float] | None, where: str) -> tuple[int, int]:
