@@ -248,6 +248,9 @@ def test_kinds_and_parts_are_put_back_together(converted: bw.PreparedModel) -> N
         switch(converted, False, kind="expp")
     with pytest.raises(UnknownName, match=r"Did you mean 'a.norm.rsqrt'"):
         switch(converted, False, "a.norm.rsqr")
+    # A part and a kind that exclude each other: nothing was switched, and nothing said.
+    with pytest.raises(UnknownName, match=r"in a\.norm: .*kind of table \(rsqrt\); found 'exp'"):
+        switch(converted, False, "a.norm", kind="exp")
 
 
 def test_copies_files_and_checkpoints(

@@ -31,11 +31,11 @@ def convert_segment_lut(model: nn.Module, settings: Mapping[str, TableSettings] 
     for name in settings or {}:
         if name not in paths:
             raise UnknownName("convert_segment_lut", kind="table operator", name=name, known=paths)
-    for path, prepared, target, op in found:
+    for path, prepared, target, op, source in found:
         wish = (settings or {}).get(path) or op.table_settings or prepared.facts.plan.ops[op.name].table
         exact = op.function if isinstance(op, TableOp) else op
         exact.table_settings = wish
-        follower = _Ranges(exact, *_quantizers(prepared, op, path))
+        follower = _Ranges(exact, *_quantizers(prepared, op, path, source))
         lookup = TableLookup(follower.table(), follower.weights(), follower)
         if isinstance(op, TableOp):
             op.add_module(op.table_path, lookup)
@@ -67,6 +67,11 @@ def set_quantized_forward(
     if not fitting:
         raise UnknownName("set_quantized_forward", kind="table operator", name=str(name), known=tables)
     chosen = [p for p in fitting if kind is None or kinds[p] == kind]
+    if not chosen:
+        inside = {kinds[p] for p in fitting}
+        raise UnknownName(
+            f"set_quantized_forward in {name}", kind="kind of table", name=str(kind), known=inside
+        )
     for path in chosen:
         tables[path].quantized_forward = quantized
     return chosen
@@ -76,8 +81,8 @@ def _fits(path: str, op: TableOp, name: str) -> bool:
     return is_inside(path, name) or name == f"{path}.{op.table_path}"
 
 
-def _operators(model: nn.Module) -> Iterator[tuple[str, PreparedModel, str, Op]]:
-    """Path in *model*, prepared model, path in that, and module of every quantized table operator."""
+def _operators(model: nn.Module) -> Iterator[tuple[str, PreparedModel, str, Op, str]]:
+    """Path in *model*, prepared model, path in that, module, and the value it reads, of every quantized table operator."""
     parts = [(path, m) for path, m in model.named_modules() if isinstance(m, PreparedModel)]
     if not parts:
         raise ModelError(
@@ -87,7 +92,7 @@ def _operators(model: nn.Module) -> Iterator[tuple[str, PreparedModel, str, Op]]
             remedy="Call bitwright.prepare(model, example_inputs) first, and calibrate.",
         )
     for path, prepared in parts:
-        plan = prepared.facts.plan
+        plan, graph = prepared.facts.plan, prepared.float_graph()
         for kind, _, target, *_ in prepared.facts.operators:
             if kind != "call_module":
                 continue
@@ -95,13 +100,13 @@ def _operators(model: nn.Module) -> Iterator[tuple[str, PreparedModel, str, Op]]
             assert isinstance(op, Op)
             known = op.name in plan.ops and is_quantized(plan, op.name)
             if known and op.table_function() is not None:
-                yield f"{path}.{target}" if path else str(target), prepared, str(target), op
+                source = graph.op_inputs(op.name)[0]
+                assert source is not None
+                yield f"{path}.{target}" if path else str(target), prepared, str(target), op, source
 
 
-def _quantizers(prepared: PreparedModel, op: Op, path: str) -> tuple[Quantizer, Quantizer]:
-    """What quantizes the operator's input and output. *raises* `PlanError` if one is not there or never saw anything."""
-    source = prepared.float_graph().op_inputs(op.name)[0]
-    assert source is not None
+def _quantizers(prepared: PreparedModel, op: Op, path: str, source: str) -> tuple[Quantizer, Quantizer]:
+    """What quantizes the operator's input *source*, and its output. *raises* `PlanError` if one is not there or never saw anything."""
     found = []
     for what, value in (("input", source), ("output", op.outputs[0])):
         quantizer = prepared.quantizer_of(value)
