@@ -411,3 +411,31 @@ def test_a_model_from_an_onnx_file_is_trained_and_exported(tmp_path: Path) -> No
 
     assert losses[-1] < losses[0]
     assert most <= 1
+
+
+# --- in integers alone -------------------------------------------------------------------------------------------
+
+
+def test_a_trained_model_is_exported_in_integers_with_its_tables(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 8), nn.Softmax(-1))
+    x = torch.randn(64, 5, 8)
+    model = calibrate(prepare(module, x, of_kind("lsq"), target="generic"), x)
+    written = export(model, tmp_path / "net_integer.onnx", integers=True)
+
+    assert written.islands == {}
+    assert max(d.steps for d in written.proof.per_op) <= 1
+    tables = {n: e.table for n, e in written.plan.ops.items() if e.table is not None}
+    assert {n.rpartition(".")[2] for n in tables} >= {"rsqrt", "exp", "reciprocal"}
+    set_fake_quantize(model.eval(), FakeQuantState.VALIDATION)
+    session = Session(written.path)
+    found = torch.from_numpy(session.run({session.inputs[0]: x})[session.outputs[0]])
+    torch.testing.assert_close(found, model(x).detach(), atol=2 / 127, rtol=0)
+
+
+def test_what_has_no_integer_form_is_named(tmp_path: Path) -> None:
+    module, x = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)), torch.randn(64, 8)
+    model = calibrate(prepare(module, x, of_kind("fake_quant"), target="onnxruntime"), x)
+
+    islands = export(model, tmp_path / "net.onnx", integers=True).islands
+    assert islands == {"1": "LayerNorm has no integer form"}

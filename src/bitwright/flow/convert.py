@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from bitwright.calibrate.biases import bias_entry
+from bitwright.calibrate.statistics import Statistics
 from bitwright.errors import DataError, ModelError, PlanError
+from bitwright.exporters.integer import lower
 from bitwright.exporters.onnx_float import save_model
 from bitwright.exporters.onnx_qdq import export_qdq
 from bitwright.flow.outputs import check_writable
+from bitwright.flow.tables import build_tables, settled
 from bitwright.graph.graph import Graph, GraphInput
 from bitwright.numerics.affine import THRESHOLD_FLOOR
 from bitwright.numerics.spec import QParams
 from bitwright.ops.batchnorm import channels_of, fold_factor, over_channels, times_channels
-from bitwright.ops.table import without_tables
+from bitwright.ops.table import with_tables, without_tables
 from bitwright.plan.plan import Plan, ValueEntry
 from bitwright.plan.reads import is_quantized
 from bitwright.rewrite.fold_batchnorm import fold_batchnorm
@@ -278,23 +281,33 @@ def convert(model: nn.Module) -> QuantizedModel:
 
 @dataclass(frozen=True)
 class Exported:
-    """A written model and its proof."""
+    """A written model and its proof. *islands*: operators of an integer file that stayed float -> why."""
 
     path: Path
     plan: Plan
     proof: Proof
+    islands: Mapping[str, str] = field(default_factory=dict)
 
 
-def export(model: nn.Module, path: str | Path) -> Exported:
-    """Write *model* as the QDQ ONNX file that `tune` writes, beside it the plan (`NAME.plan.json`), and prove it on the example.
+def export(model: nn.Module, path: str | Path, *, integers: bool = False) -> Exported:
+    """Write *model* as the QDQ ONNX file that `tune` writes, or in *integers* alone, with its look-up tables; beside it the plan
+    (`NAME.plan.json`); and prove it on the example.
 
     *raises* as `convert`; `ProofError` if ONNX Runtime computes something else than the simulation, `OutputError`.
     """
     place = Path(path)
     check_writable(place.parent)
     found = decided(model)
-    written = export_qdq(found.graph, found.plan)
-    proof = verify(found.graph, found.plan, written, [prepared_in(model).facts.example])
+    graph, plan, islands = found.graph, found.plan, dict[str, str]()
+    if integers:
+        tables = build_tables(graph, plan, Statistics())
+        plan = settled(graph, plan, tables)
+        lowered = lower(graph, plan, prepared_in(model).facts.target, tables)
+        written, islands = lowered.model, dict(lowered.islands)
+        graph = with_tables(graph, tables)
+    else:
+        written = export_qdq(graph, plan)
+    proof = verify(graph, plan, written, [prepared_in(model).facts.example])
     save_model(written, place)
-    found.plan.save(place.with_suffix(".plan.json"))
-    return Exported(place, found.plan, proof)
+    plan.save(place.with_suffix(".plan.json"))
+    return Exported(place, plan, proof, islands)
