@@ -55,3 +55,47 @@ def test_where_quantization_costs_more_than_the_tables_the_verdict_says_so(tmp_p
     assert not found.to_blame
     assert "Quantization costs 0." in verdict(found)
     assert "try bitwright tune" in verdict(found)
+
+
+class _TwoNorms(nn.Module):
+    """Each half of the input has a norm of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(8), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        return torch.cat([self.first(a), self.second(b)], -1)
+
+
+_BOTH_OR_NOTHING = """
+import torch
+
+def score(model):
+    x = torch.load({path!r})
+    exact = torch.cat([torch.nn.functional.layer_norm(h, (8,)) for h in x.chunk(2, -1)], -1)
+    wrong = (model(x) - exact).abs().reshape(-1, 2, 8).mean((0, 2))
+    return float(wrong.max() < 0.1)
+"""
+
+
+def test_two_tables_that_each_spoil_the_metric_are_both_mended(tmp_path: Path) -> None:
+    """Each was tried with the other still bad: nothing seemed to help, and nothing was tried."""
+    torch.manual_seed(0)
+    x = torch.randn(24, 16) * 10 ** -torch.rand(24, 1)
+    torch.save(x, tmp_path / "x.pt")
+    (tmp_path / "metric.py").write_text(_BOTH_OR_NOTHING.format(path=str(tmp_path / "x.pt")))
+    found = run_luts(
+        _TwoNorms().eval(),
+        list(x.split(1)),
+        output=tmp_path / "out",
+        settings=Settings(target="journey6", evaluate=f"{tmp_path / 'metric.py'}:score"),
+        table_settings=TableSettings(strategy="evenly", num_tables=1),
+        example_inputs=x[:1],
+    )
+
+    assert [s.metric for s in found.stages.values()] == [1, 1, 0, 0, 1, 1]
+    assert set(found.walk.guilty) == {"first.rsqrt", "second.rsqrt"}
+    assert {r.name for r in found.remedies if r.kept} == set(found.walk.guilty)
+    assert found.repaired

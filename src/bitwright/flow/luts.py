@@ -136,8 +136,8 @@ def run_luts(
             floating=floating,
         )
         watcher.stage("trying remedies", len(walk.guilty))
-        for name in walk.guilty:
-            repair.run(name)
+        for done, name in enumerate(walk.guilty, start=1):
+            repair.run(name, walk.guilty[done:])
             watcher.advance(1, name)
         stages["repaired"] = scores.score(repair.plan)
         stages["integer model, repaired"] = scores.deployed(repair.plan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bitwright.analysis.lut_blame import RECOVERED
@@ -28,7 +28,7 @@ _PERIODIC = {"Sin": 2 * math.pi, "Cos": 2 * math.pi, "Tan": math.pi}
 @dataclass(frozen=True)
 class Remedied:
     """One remedy that was run. *error*: (largest, RMS) of the table on the data, in output steps, before and after. *score*: of the
-    network with all tables in fixed point, before and after. *kept*: whether the plan has it.
+    network with all tables in fixed point but those whose turn comes later, before and after. *kept*: whether the plan has it.
     """
 
     name: str
@@ -68,15 +68,18 @@ class Repair:
         self.scores, self.bench, self.plan, self._tell = scores, scores.bench, plan, tell
         self.tried: list[Remedied] = []
 
-    def run(self, name: str) -> None:
-        """Find what helps the table of operator *name* and keep it."""
-        before = self.scores.score(self.plan).value
-        enough = before + RECOVERED * (self.scores.score(self.plan, [name]).value - before)
+    def run(self, name: str, pending: Collection[str] = ()) -> None:
+        """Find what helps the table of operator *name* and keep it.
+
+        *pending*: guilty ones whose turn comes later. They are float meanwhile: where several spoil the score, mending one shows nothing.
+        """
+        before = self.scores.score(self.plan, pending).value
+        enough = before + RECOVERED * (self.scores.score(self.plan, [name, *pending]).value - before)
         if enough <= before:
             return
         found: list[tuple[Remedied, Plan]] = []
         for remedy, plan in self._plans(name):
-            remedied = self._remedied(name, remedy, plan, before, self.scores.score(plan).value)
+            remedied = self._remedied(name, remedy, plan, before, self.scores.score(plan, pending).value)
             found.append((remedied, plan))
             if remedied.score[1] >= enough and remedied.error[1][1] <= _GOOD * remedied.error[0][1]:
                 break
