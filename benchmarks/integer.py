@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.networks import NETWORKS, Network, with_labels
-from benchmarks.shared import data_folder, loader, save
+from benchmarks.shared import data_folder, loader, mcnemar, save
 from bitwright.exporters.integer import IntegerModel, lower
 from bitwright.exporters.onnx_float import export_float
 from bitwright.exporters.onnx_qdq import export_qdq
@@ -78,7 +77,7 @@ def measured(bench: Bench, samples: int) -> dict[str, Any]:
         "worst_operator": None if worst is None else worst.name,
         "operators_that_break_the_rule": [d.name for d in proof.per_op if not d.holds],
         "first_operator_that_parts": parts[0].name if parts else None,
-        "network_cosine": _distribution(outputs["tables"], outputs["integer"]),
+        "network_cosine": distribution(outputs["tables"], outputs["integer"]),
         "islands": dict(lowered.islands),
         "tables": len(tables),
         "top1": top1,
@@ -89,8 +88,8 @@ def measured(bench: Bench, samples: int) -> dict[str, Any]:
             "integer": lowered.model.ByteSize(),
             "integer_ratio": round(lowered.model.ByteSize() / float_model.ByteSize(), 3),
         },
-        "latency": _latencies(bench, {"float": float_model, "qdq": qdq, "integer": lowered.model}),
-        "accumulators": _accumulators(lowered),
+        "latency": latencies(bench, {"float": float_model, "qdq": qdq, "integer": lowered.model}),
+        "accumulators": accumulators(lowered),
     }
 
 
@@ -127,18 +126,12 @@ def _accuracies(outputs: Mapping[str, Any]) -> tuple[dict[str, float], dict[str,
         "both": int((a & b).sum()),
         "only_fake_quant": only_a,
         "only_integer": only_b,
-        "p": _mcnemar(only_a, only_b),
+        "p": mcnemar(only_a, only_b),
     }
     return top1, paired
 
 
-def _mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p of *only_a* against *only_b* coin tosses."""
-    n, k = only_a + only_b, min(only_a, only_b)
-    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
-
-
-def _distribution(a: Any, b: Any) -> dict[str, float]:
+def distribution(a: Any, b: Any) -> dict[str, float]:
     rows = [torch.from_numpy(x.reshape(len(x), -1)).double() for x in (a, b)]
     values = cosine(*rows).numpy()
     return {
@@ -147,7 +140,7 @@ def _distribution(a: Any, b: Any) -> dict[str, float]:
     }
 
 
-def _latencies(bench: Bench, models: Mapping[str, onnx.ModelProto]) -> dict[str, Any]:
+def latencies(bench: Bench, models: Mapping[str, onnx.ModelProto]) -> dict[str, Any]:
     """Milliseconds, the stages taken in turn so that a busy machine slows all of them."""
     batch = next(iter(batches_of(bench, bench.dataset.take(1, 0), 1)))
     sessions = {name: Session(model, threads=1) for name, model in models.items()}
@@ -184,7 +177,7 @@ def _rescale_share(model: onnx.ModelProto, batch: Mapping[str, Tensor]) -> float
     return round(sum(spent.get(kind, 0) for kind in RESCALE) / sum(spent.values()), 3)
 
 
-def _accumulators(lowered: IntegerModel) -> dict[str, Any]:
+def accumulators(lowered: IntegerModel) -> dict[str, Any]:
     narrow = [a for a in lowered.accumulators if a.bits == 32]
     wide = [a for a in lowered.accumulators if a.bits > 32]
     return {

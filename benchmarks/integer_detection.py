@@ -21,8 +21,8 @@ import onnx
 import torch
 from torch import Tensor
 
-from benchmarks.integer import _accumulators, _distribution, _latencies, _mcnemar
-from benchmarks.shared import data_folder, loader, save
+from benchmarks.integer import accumulators, distribution, latencies
+from benchmarks.shared import data_folder, loader, mcnemar, save
 from bitwright.exporters.integer import lower
 from bitwright.exporters.onnx_float import export_float
 from bitwright.exporters.onnx_qdq import export_qdq
@@ -110,16 +110,16 @@ def measured(bench: Bench, plan: Plan, test: Pictures, load: Any) -> dict[str, A
         "ap": {stage: _average_precision(load, found, test) for stage, found in detections.items()},
         "objects": _paired(detections, test),
         "cosine_to_float": {
-            stage: _distribution(outputs["float"], found)
+            stage: distribution(outputs["float"], found)
             for stage, found in outputs.items()
             if stage != "float"
         },
-        "cosine_of_integer_to_tables": _distribution(outputs["tables"], outputs["integer"]),
+        "cosine_of_integer_to_tables": distribution(outputs["tables"], outputs["integer"]),
         "operators_that_break_the_rule": [d.name for d in proof.per_op if not d.holds],
         "largest_difference_steps": max(d.steps for d in proof.per_op),
         **sizes(models),
-        "latency": _latencies(bench, models),
-        "accumulators": _accumulators(lowered),
+        "latency": latencies(bench, models),
+        "accumulators": accumulators(lowered),
     }
 
 
@@ -177,11 +177,11 @@ def _paired(detections: Mapping[str, Any], test: Pictures) -> dict[str, Any]:
         "both": len(a & b),
         "only_fake_quant": len(a - b),
         "only_integer": len(b - a),
-        "p": _mcnemar(len(a - b), len(b - a)),
+        "p": mcnemar(len(a - b), len(b - a)),
         "float_against_integer": {
             "only_float": len(found["float"] - b),
             "only_integer": len(b - found["float"]),
-            "p": _mcnemar(len(found["float"] - b), len(b - found["float"])),
+            "p": mcnemar(len(found["float"] - b), len(b - found["float"])),
         },
     }
 

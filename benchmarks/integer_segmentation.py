@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.integer import _accumulators, _latencies, _mcnemar
+from benchmarks.integer import accumulators, latencies
 from benchmarks.integer_detection import sizes, stages_of
-from benchmarks.shared import loader, save
+from benchmarks.shared import loader, mcnemar, save
 from bitwright.exporters.integer import lower
 from bitwright.exporters.onnx_float import export_float
 from bitwright.exporters.onnx_qdq import export_qdq
@@ -79,8 +79,8 @@ def measured(bench: Bench, test: list[Pair], load: Any) -> dict[str, Any]:
         },
         "pixels": _pixels(maps),
         **sizes(models),
-        "latency": _latencies(bench, models),
-        "accumulators": _accumulators(lowered),
+        "latency": latencies(bench, models),
+        "accumulators": accumulators(lowered),
     }
 
 
@@ -103,7 +103,7 @@ def _pixels(maps: dict[str, list[Pair]]) -> dict[str, Any]:
         "only_integer": round(float((b & ~a).mean()), 5),
         "pictures_better_in_fake_quant": fake_quant,
         "pictures_better_in_integer": integer,
-        "p": _mcnemar(fake_quant, integer),
+        "p": mcnemar(fake_quant, integer),
     }
 
 

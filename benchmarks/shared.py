@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import platform
 import sys
@@ -53,6 +54,12 @@ def timed(f: Callable[[], T]) -> tuple[T, float]:
     start = time.perf_counter()
     result = f()
     return result, time.perf_counter() - start
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """McNemar's exact test: the two-sided p of *only_a* against *only_b* tosses of a fair coin."""
+    n, k = only_a + only_b, min(only_a, only_b)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
 
 
 class PeakMemory:
