@@ -192,6 +192,10 @@ def test_a_network_without_tables_has_none_to_blame(bitwright: Command, data: Pa
 
 def test_unknown_names_are_refused(bitwright: Command, model: Path, data: Path, tmp_path: Path) -> None:
     assert "evenly" in bitwright("luts", model, "--data", data, "--strategy", "evenley", "-o", tmp_path).error
+    # Points cannot be given here: the error asked for them.
+    manual = bitwright("luts", model, "--data", data, "--strategy", "manual", "-o", tmp_path).error
+    assert "(curvature, evenly, mix, optimal)" in manual
+    assert "252" in bitwright("luts", model, "--data", data, "--num-tables", 253, "-o", tmp_path).error
     assert "'both'" in bitwright("quantize", model, "--data", data, "--export", "int", "-o", tmp_path).error
 
 

@@ -390,6 +390,12 @@ def test_a_segment_lut_is_one_operator() -> None:
         ({"num_tables": 0}, "num_tables from 1"),
         ({"dividing_points": (2.0, 1.0)}, "ascending"),
         ({"symmetric_mode": "point"}, "symmetric_mode"),
+        # What was taken, and failed later in numpy, or here as a TypeError.
+        ({"num_tables": 6.0}, "an integer num_tables; found 6.0"),
+        ({"num_tables": "6"}, "an integer num_tables"),
+        ({"gradients": (1.0,)}, "two numbers as gradients"),
+        ({"input_range": [0.0]}, "two numbers as input_range"),
+        ({"input_range": (0.0, "1")}, "two numbers as input_range"),
         ({"simulated_func": 3}, "a function of one tensor; found int"),
     ],
 )

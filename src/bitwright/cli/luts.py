@@ -16,6 +16,7 @@ from bitwright.cli.results import print_files
 from bitwright.cli.search_options import Evaluate, SearchFlags
 from bitwright.cli.settings import settings_of
 from bitwright.cli.signature import flat
+from bitwright.errors import UnknownName
 from bitwright.flow.luts import (
     TOLERANCE,
     LutsResult,
@@ -25,7 +26,7 @@ from bitwright.flow.luts import (
     summary,
     table_table,
 )
-from bitwright.numerics.table_settings import STRATEGIES, TableSettings
+from bitwright.numerics.table_settings import MOST_SEGMENTS, STRATEGIES, TableSettings
 
 HELP = """Find out whether look-up tables lose accuracy, which of them, and what to do about it.
 
@@ -43,6 +44,8 @@ EXAMPLES = (
 #: Rows on the screen: the file has all.
 _ROWS = 20
 _TABLES = "Tables"
+#: "manual" needs points, which differ from table to table: they are given in a plan.
+_STRATEGIES = tuple(s for s in STRATEGIES if s != "manual")
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,15 @@ class TableFlags:
         str,
         typer.Option(
             metavar="NAME",
-            help=f"How segments are divided: {', '.join(s for s in STRATEGIES if s != 'manual')}.",
+            help=f"How segments are divided: {', '.join(_STRATEGIES)}.",
             rich_help_panel=_TABLES,
         ),
     ] = TableSettings().strategy
     num_tables: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Segments of a table.", rich_help_panel=_TABLES)
+        int,
+        typer.Option(
+            metavar="N", min=1, max=MOST_SEGMENTS, help="Segments of a table.", rich_help_panel=_TABLES
+        ),
     ] = TableSettings().num_tables
     tolerance: Annotated[
         float,
@@ -81,6 +87,8 @@ def run(
     evaluate: Evaluate = None,
 ) -> int:
     """Parse, find, print. *returns* the exit status."""
+    if tables.strategy not in _STRATEGIES:
+        raise UnknownName("--strategy", kind="strategy", name=tables.strategy, known=_STRATEGIES)
     folder = result.folder(model, quantize.target)
     with job(folder, quiet=result.quiet) as watcher:
         search = SearchFlags(inference_num=tables.inference_num)
@@ -117,7 +125,9 @@ def verdict(found: LutsResult) -> str:
     if not found.to_blame:
         said = f"Tables are not to blame: they cost {max(lost, 0.0):.6f} of the {what}, at most {found.tolerance:g} is tolerated."
         rest = found.stages["float"].value - found.stages["float tables"].value
-        return said if rest <= found.tolerance else f"{said} Quantization costs {rest:.6f}: try bitwright tune."
+        return (
+            said if rest <= found.tolerance else f"{said} Quantization costs {rest:.6f}: try bitwright tune."
+        )
     guilty = ", ".join(found.walk.guilty)
     after = found.stages["float tables"].value - found.stages["repaired"].value
     said = f"Tables are to blame: they cost {lost:.6f} of the {what}. Guilty: {guilty}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -58,8 +59,8 @@ class SegmentLUT(nn.Module):
             strategy=auto_divide_strategy if dividing_points is None else "manual",
             num_tables=num_tables,
             dividing_points=None if dividing_points is None else tuple(map(float, dividing_points)),
-            input_range=input_range,
-            gradients=gradients,
+            input_range=_pair(input_range),
+            gradients=_pair(gradients),
             symmetric_mode=symmetric_mode,
         )
         self.definition = TableDefinition(simulated_func, settings, inverse_func)
@@ -81,3 +82,8 @@ class SegmentLUT(nn.Module):
     def extra_repr(self) -> str:
         s = self.definition.settings
         return f"strategy={s.strategy}, num_tables={s.num_tables}, input_range={s.input_range}"
+
+
+def _pair(given: Any) -> Any:
+    """A list counts as a tuple."""
+    return tuple(given) if isinstance(given, list) else given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -37,13 +38,14 @@ class TableSettings:
     period: float | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         for kind, name, known in (
             ("form", self.form, FORMS),
             ("strategy", self.strategy, STRATEGIES),
             ("symmetric_mode", self.symmetric_mode, SYMMETRIC_MODES),
         ):
             if name not in known:
-                raise UnknownName("table settings", kind=kind, name=name, known=known)
+                raise UnknownName("table settings", kind=kind, name=str(name), known=known)
         if not 1 <= self.num_tables <= MOST_SEGMENTS:
             raise _wrong(
                 f"num_tables from 1 to {MOST_SEGMENTS}", str(self.num_tables), "6 is customary, 126 plenty."
@@ -61,8 +63,23 @@ class TableSettings:
             raise _wrong(
                 "finite gradients (left, right)", str(self.gradients), "Use 0 to hold the last value."
             )
-
         self._check_period()
+
+    def _check_types(self) -> None:
+        """A plan may be written by hand."""
+        if not isinstance(self.num_tables, int):
+            raise _wrong("an integer num_tables", repr(self.num_tables), "6 is customary, 126 plenty.")
+        if self.period is not None and not _are_numbers([self.period]):
+            raise _wrong("a number as period", repr(self.period), "For sine and cosine it is 2π.")
+        for name in ("input_range", "gradients", "dividing_points"):
+            wish = getattr(self, name)
+            pair = name != "dividing_points"
+            right = wish is None or (
+                isinstance(wish, tuple) and _are_numbers(wish) and (len(wish) == 2 or not pair)
+            )
+            if not right:
+                what = "two numbers" if pair else "numbers"
+                raise _wrong(f"{what} as {name}", repr(wish), f"Give a tuple of {what}, or None.")
 
     def _check_period(self) -> None:
         if self.period is None:
@@ -107,6 +124,10 @@ class TableSettings:
                 raise UnknownName("table settings", kind="setting", name=name, known=known)
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         return cls(**settings)
+
+
+def _are_numbers(values: Iterable[object]) -> bool:
+    return all(isinstance(v, (int, float)) for v in values)
 
 
 def _wrong(expected: str, found: str, remedy: str) -> NumericsError:
