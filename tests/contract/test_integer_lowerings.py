@@ -75,6 +75,7 @@ FAMILIES: dict[str, tuple[Family, tuple[tuple[int, ...], ...]]] = {
         lambda m, x: (
             F.relu(x), F.relu6(3 * x), F.leaky_relu(x, 0.1), m.prelu(x), -x, x.abs(), x.square(), F.hardtanh(x, -0.5, 0.5),
             x.sign() * 0.5, x.floor(), x.ceil(), x.round(), x.trunc(), F.hardshrink(x, 0.4), F.threshold(x, 0.2, 0.0),
+            F.leaky_relu(x - 4, 0.01),
         ),
         PICTURE, prelu=nn.PReLU(4),
     ),
@@ -82,7 +83,8 @@ FAMILIES: dict[str, tuple[Family, tuple[tuple[int, ...], ...]]] = {
         lambda m, x, v: (
             F.max_pool2d(x, 2), F.max_pool2d(x, 3, 2, 1), F.avg_pool2d(x, 2), F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
             F.avg_pool2d(x, (3, 2), 1, (1, 1)), F.adaptive_avg_pool2d(x, 1), F.max_pool1d(x.flatten(2), 3, 2, dilation=2),
-            F.max_pool3d(v, 2), F.avg_pool3d(v, 2),
+            F.max_pool3d(v, 2), F.avg_pool3d(v, 2), F.max_pool2d(x, 3, 2, 1, ceil_mode=True),
+            F.avg_pool2d(x, 3, 2, ceil_mode=True), F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False),
         ),
         PICTURE, VOLUME,
     ),
@@ -92,6 +94,10 @@ FAMILIES: dict[str, tuple[Family, tuple[tuple[int, ...], ...]]] = {
             x.max(2)[0], x.max(2)[1],
         ),
         PICTURE, norm=nn.BatchNorm2d(4),
+    ),
+    "volumes": family(
+        lambda m, v: (F.interpolate(v, size=(7, 9, 11), mode="trilinear"), F.interpolate(v, scale_factor=2, mode="trilinear")),
+        VOLUME,
     ),
     "joins": family(
         lambda m, x, y: (

@@ -17,14 +17,14 @@ from bitwright.exporters.onnx_float import export_float
 from bitwright.exporters.onnx_qdq import export_qdq
 from bitwright.graph.graph import Graph
 from bitwright.numerics.cosine import cosine
-from bitwright.numerics.dtype import INT8, INT16, UINT8
+from bitwright.numerics.dtype import INT8, INT16, UINT8, DType
 from bitwright.ops.elementwise import Elementwise
 from bitwright.ops.indexing import Gather
 from bitwright.ops.linear import MatMul
 from bitwright.ops.unary import Unary
 from bitwright.plan.plan import Plan
 from bitwright.plan.target import target_names
-from bitwright.runtime.proof import Agreement, OpDifference, Proof
+from bitwright.runtime.proof import Agreement, OpDifference, Proof, tie_width
 from bitwright.runtime.session import Session
 from bitwright.runtime.verify import measure, verify
 
@@ -221,6 +221,44 @@ def test_no_data_is_an_error() -> None:
 )
 def test_the_rule_of_one_operator(dtype, steps: int, differing: int, elements: int, holds: bool) -> None:
     assert OpDifference("op", "Conv", dtype, steps, differing, elements).holds is holds
+
+
+@pytest.mark.parametrize(
+    ("dtype", "table", "steps", "holds"),
+    [
+        (INT8, False, 1, True),
+        (INT8, True, 0, True),
+        (INT8, True, 1, False),
+        (INT16, False, 1, True),
+        (INT16, False, 2, False),
+        (INT16, True, 1, False),
+    ],
+)
+def test_the_rule_of_integers_is_stricter(dtype: DType, table: bool, steps: int, holds: bool) -> None:
+    """Tables agree to the last code; sums are off by one step at most, also at 16 bits, and whatever the function's slack."""
+    found = OpDifference("op", "Exp", dtype, steps, int(steps > 0), 5000, slack=3, integers=True, table=table)
+    assert found.holds is holds
+    assert Proof((found,), agreement(1, 1), agreement(1, 1)).worst is found
+
+
+def test_results_without_a_bound_have_no_slack() -> None:
+    """The range of a norm, [0, inf), once gave ties as wide as everything, and an OverflowError."""
+    assert tie_width(0.1, (0.0, float("inf"))) == tie_width(0.1, None)
+    assert tie_width(0.1, (0.0, 1.0)) > tie_width(0.1, None)
+
+
+def test_a_plan_with_other_types_than_the_file_is_found() -> None:
+    """Codes that do not saturate are equal at any width."""
+    graph = residual()
+    plan, model = exported(graph)
+    values = {
+        name: replace(e, qparams=replace(e.qparams, spec=replace(e.qparams.spec, dtype=INT16)))
+        if e.qparams is not None and e.role == "activation"
+        else e
+        for name, e in plan.values.items()
+    }
+    with pytest.raises(ProofError, match="expected codes of type int16, for the plan's int16; found int8"):
+        verify(graph, replace(plan, values=values), model, batches(graph))
 
 
 def agreement(cosine: float, float_cosine: float) -> Agreement:

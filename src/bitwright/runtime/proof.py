@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from bitwright.table import Column, Table
 
 #: 8-bit codes: at most one step, on at most this share of an operator's elements.
 MAX_STEPS, MAX_FRACTION = 1, 0.001
-#: 16-bit codes: float32 accumulation itself is worth a fraction of a step, so that only the distance is bounded.
+#: 16-bit codes of a Q/DQ file: float32 accumulation itself is worth a fraction of a step, so that only the distance is bounded.
 MAX_STEPS_16 = 2
 #: A result this near the middle between two codes (in steps) may be rounded either way: float32 sums in another order
 #: differ by as much. On targets that rescale by a shift alone, results lie on such middles exactly, and often.
@@ -30,6 +31,7 @@ class OpDifference:
     *steps*: the largest difference of two output codes. *differing*: how many of *elements* output codes differ; *ties* of
     these by one step, where the simulation's unrounded result was as near to the middle between the two codes as `tie_width` says.
     *slack*: whole steps by which a bounded function may be off, because the value's steps are finer than its accuracy.
+    *integers*: the engine made the codes by integer operators, which sum exactly; *table*: by looking them up, as the simulation did.
     """
 
     name: str
@@ -40,6 +42,8 @@ class OpDifference:
     elements: int
     ties: int = 0
     slack: int = 0
+    integers: bool = False
+    table: bool = False
 
     @property
     def fraction(self) -> float:
@@ -53,7 +57,9 @@ class OpDifference:
 
     @property
     def max_steps(self) -> int:
-        """The largest difference that the rule allows."""
+        """The largest difference that the rule allows: none in a table, one step where only the simulation sums in float32."""
+        if self.integers:
+            return 0 if self.table else MAX_STEPS
         return self.slack + (MAX_STEPS if self.dtype.bits <= 8 else MAX_STEPS_16)
 
     @property
@@ -72,7 +78,9 @@ def tie_width(scale: float, bounds: tuple[float, float] | None) -> float:
 
     *bounds*: the range that the operator's results cannot leave, real units, or None.
     """
-    return TIE if bounds is None else TIE + BOUNDED_ACCURACY * (bounds[1] - bounds[0]) / scale
+    if bounds is None or not all(map(math.isfinite, bounds)):
+        return TIE
+    return TIE + BOUNDED_ACCURACY * (bounds[1] - bounds[0]) / scale
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,7 @@ class Proof:
             return None
         return max(
             self.per_op,
-            key=lambda d: (not d.holds, d.steps / d.max_steps, (d.differing - d.ties) / d.allowed),
+            key=lambda d: (not d.holds, d.steps / max(1, d.max_steps), (d.differing - d.ties) / d.allowed),
         )
 
     @property

@@ -21,6 +21,7 @@ from bitwright.graph.replay import Environment, Reads, Replay
 from bitwright.numerics.affine import dequantize, quantize
 from bitwright.numerics.rounding import Rounding
 from bitwright.numerics.spec import QParams
+from bitwright.ops.table import TableOp
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
 from bitwright.runtime.agreement import AgreementMeter
@@ -182,6 +183,7 @@ class _Comparison:
                 found=f"{list(theirs.shape)} in ONNX Runtime",
                 remedy="The exported model does not compute what was simulated; please report it with the model.",
             )
+        self._check_type(group, value, q, theirs)
         difference = (quantize(x, q).int() - theirs.int()).abs_()
         differing = int(torch.count_nonzero(difference))
         row = self.rows[group]
@@ -196,6 +198,18 @@ class _Comparison:
             near = (difference > 0) & (difference <= 1 + int(width))
             steps = (x / q.scale_tensor(x))[near].double()
             row.ties += int(((steps - steps.floor() - 0.5).abs() <= width).sum())
+
+    def _check_type(self, group: str, value: str, q: QParams, theirs: Tensor) -> None:
+        """*raises* `ProofError` if the file's codes have not the width of the plan's: equal numbers, but another range."""
+        d, found = q.spec.dtype, str(theirs.dtype).removeprefix("torch.")
+        carried = "int32" if d.bits > 8 and value not in self.half_even else d.name
+        if found != carried:
+            raise ProofError(
+                f"operator {group}, value {value}",
+                expected=f"codes of type {carried}, for the plan's {d.name}",
+                found=f"{found} in the file",
+                remedy="The plan is not the one that the file was made from; write both again.",
+            )
 
     def _side_values(self) -> list[str]:
         """Values that quantized groups read unquantized from outside: indices, shapes, float parameters."""
@@ -234,21 +248,24 @@ class _Comparison:
         )
 
     def _difference(self, group: str, row: _Row) -> OpDifference:
-        widths = [
-            q.spec.dtype
-            for op in self.groups[group]
-            for v in self.graph.op(op).outputs
+        ops = [self.graph.op(op) for op in self.groups[group]]
+        compared = [
+            (v, q.spec.dtype)
+            for op in ops
+            for v in op.outputs
             if v in self.codes and (q := self.plan.qparams(v)) is not None
         ]
         return OpDifference(
             group,
             self.plan.ops[group].kind,
-            max(widths, key=lambda d: d.bits),
+            max((d for _, d in compared), key=lambda d: d.bits),
             row.steps,
             row.differing,
             row.elements,
             row.ties,
             row.slack,
+            integers=not any(v in self.half_even for v, _ in compared),
+            table=len(ops) == 1 and isinstance(ops[0], TableOp),
         )
 
 

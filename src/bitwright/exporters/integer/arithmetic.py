@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from bitwright.errors import NumericsError
 from bitwright.exporters.integer.lowering import Lowering
 from bitwright.exporters.integer.number import NO_ZERO, Carrier, Integer, codes_of, same_parameters
 from bitwright.graph.op import Op
@@ -21,6 +22,8 @@ from bitwright.numerics.spec import QParams
 _ROOM = {32: 29, 64: 61}
 #: As many values are worth a node that widens them.
 _MANY = 16
+#: Bits of a multiplier beyond those of the codes: its rounding is worth a quarter of a step at most.
+_SPARE = 2
 #: What the rounded multipliers of a sum may be off by, in output steps.
 _SUM_ERROR = 2.0**-8
 
@@ -33,7 +36,7 @@ def carrier_for(bound: int) -> Carrier:
 def centred(low: Lowering, x: Integer, carrier: Carrier | None = None) -> Integer:
     """*x* without its zero (to the nearest integer), wide enough to compute with. Floors and ceilings are applied."""
     to = carrier or carrier_for(x.bound)
-    name = _as(low, x, to)
+    name = in_carrier(low, x, to)
     if x.zero.any():
         name = low.node("Sub", name, low.constant(np.rint(x.zero).astype(to)))
     for limit, is_floor in ((x.floor, True), (x.ceiling, False)):
@@ -86,7 +89,7 @@ def total(low: Lowering, op: Op, terms: Sequence[Integer], constant: Reals, q: Q
     name, zero, peak = "", NO_ZERO, 0
     for term, ratio in zip(terms, ratios, strict=True):
         m = np.rint(ratio * 2.0**shift).astype(np.int64)
-        scaled = low.node("Mul", _as(low, term, to), low.constant(m.astype(to)))
+        scaled = low.node("Mul", in_carrier(low, term, to), low.constant(m.astype(to)))
         name = low.node("Add", name, scaled) if name else scaled
         zero = np.asarray(zero + term.zero * m)
         peak += term.bound * int(np.abs(m).max())
@@ -95,7 +98,8 @@ def total(low: Lowering, op: Op, terms: Sequence[Integer], constant: Reals, q: Q
     return summed.shifted(constant)
 
 
-def _as(low: Lowering, x: Integer, to: Carrier) -> str:
+def in_carrier(low: Lowering, x: Integer, to: Carrier) -> str:
+    """The name of *x* as integers of type *to*."""
     return x.name if x.carrier == to else low.cast(x.name, to)
 
 
@@ -108,7 +112,7 @@ def requantize(low: Lowering, op: Op, x: Integer, q: QParams) -> Integer:
     if x.q is not None and same_parameters(x.q, q):
         return _clipped(low, x, q, lowest, highest)
     m, s = multiplier_of(low, x, q)
-    result = _shifted(low, x, m, s, q)
+    result = shifted_right(low, x, m, s, q)
     return _narrowed(low, result, q, lowest, highest)
 
 
@@ -135,15 +139,25 @@ def _clipped(low: Lowering, x: Integer, q: QParams, lowest: int, highest: int) -
 
 
 def multiplier_of(low: Lowering, x: Integer, q: QParams) -> tuple[Integers, Integers]:
+    """Multiplier and shift from *x* to codes under *q*. *raises* `NumericsError` where *x* leaves a multiplier too few bits."""
     ratio: Reals = np.asarray(x.scale / q.scale[0])
     rule = low.target.rescale
     powers = nearest_powers(ratio) if rule.form == "shift" else None
     bits = rule.multiplier_bits if rule.form == "multiplier_shift" else 31
     room = _ROOM[64] - x.bound.bit_length()
-    return multipliers_and_shifts(ratio if powers is None else powers, max(2, min(bits, room)))
+    needed = min(bits, q.spec.dtype.bits + _SPARE)
+    m, s = multipliers_and_shifts(ratio if powers is None else powers, max(2, min(bits, room)))
+    if room < needed and powers is None and (m * 2.0**-s != ratio).any():
+        raise NumericsError(
+            x.name,
+            expected=f"a sum that leaves {needed} of 61 bits for the multiplier of its rescale",
+            found=f"one of magnitude {x.bound}, which leaves {max(room, 0)}",
+            remedy="Leave this operator float.",
+        )
+    return m, s
 
 
-def _shifted(low: Lowering, x: Integer, m: Integers, s: Integers, q: QParams) -> Integer:
+def shifted_right(low: Lowering, x: Integer, m: Integers, s: Integers, q: QParams) -> Integer:
     """(x - zero) · m / 2^s, rounded, plus the zero point of *q*.
 
     An offset of 2^(s + k) makes the product unsigned, because ONNX shifts nothing else; 2^k, above any result, is what it becomes.
@@ -161,7 +175,7 @@ def _shifted(low: Lowering, x: Integer, m: Integers, s: Integers, q: QParams) ->
     early = exact + (half if rounding is Rounding.HALF_UP else 0)
     if rounding is Rounding.HALF_EVEN:
         early = exact + np.maximum(half - 1, 0)
-    name = _as(low, x, "int32" if narrow else "int64")
+    name = in_carrier(low, x, "int32" if narrow else "int64")
     if (m != 1).any():
         name = low.node("Mul", name, _stored(low, m, "int32", np.dtype(signed).name))
     name = low.cast(low.node("Add", name, low.constant(early.astype(signed))), np.dtype(unsigned).name)

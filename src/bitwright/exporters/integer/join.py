@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from bitwright.exporters.integer.arithmetic import centred, finish, requantize
+from bitwright.exporters.integer.arithmetic import centred, finish, in_carrier, requantize, shifted_right
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
 from bitwright.exporters.integer.move import move
 from bitwright.exporters.integer.number import NO_ZERO, Integer, codes_of
@@ -16,6 +18,9 @@ from bitwright.numerics.spec import QParams
 from bitwright.ops.pad import Pad
 from bitwright.ops.resize import Resize
 from bitwright.ops.where import Where
+
+#: Weights of linear and cubic resizing in units of 2^-20.
+_RESIZE_BITS = 20
 
 
 @LOWERINGS.register("Concat", "Stack")
@@ -83,19 +88,30 @@ def _resize(low: Lowering, op: Op) -> None:
     shape = low.shape_of(op)
     taps = op.taps(shape)
     low.fixed_lengths(op, [axis for axis, _, _ in taps])
-    bits = min(20, (58 - x.peak.bit_length()) // max(1, len(taps)))
     # The weights of the last axis lead to the output's scale, so that nothing but a shift is left.
     factors = [*[1.0] * (len(taps) - 1), float(x.scale / q.scale[0])][: len(taps)]
-    name, peak = x.name, x.peak
+    name, peak, unit = x.name, x.peak, 0
     for (axis, indices, weights), factor in zip(taps, factors, strict=True):
-        whole = np.rint(weights.astype(np.float64) * factor * 2.0**bits).astype(np.int64)
+        if unit > _RESIZE_BITS:
+            name, peak = _coarser(low, name, peak, q)
+            unit -= _RESIZE_BITS
+        whole = np.rint(weights.astype(np.float64) * factor * 2.0**_RESIZE_BITS).astype(np.int64)
         column = [-1 if a == axis else 1 for a in range(len(shape))]
         joined = ""
         for tap in range(indices.shape[1]):
             part = low.node("Gather", name, low.constant(np.ascontiguousarray(indices[:, tap])), axis=axis)
             part = low.node("Mul", part, low.constant(whole[:, tap].reshape(column)))
             joined = low.node("Add", joined, part) if joined else part
-        name, peak = joined, peak * int(np.abs(whole).sum(1).max())
-    low.prove(op, peak, 62, 1)
-    scale = np.array(q.scale[0] * 2.0 ** -(bits * len(taps)))
+        name, peak, unit = joined, peak * int(np.abs(whole).sum(1).max()), unit + _RESIZE_BITS
+        low.prove(op, peak, 62, 1)
+    scale = np.array(q.scale[0] * 2.0**-unit)
     finish(low, op, Integer(name, "int64", scale if taps else x.scale, NO_ZERO, -peak, peak))
+
+
+def _coarser(low: Lowering, name: str, peak: int, q: QParams) -> tuple[str, int]:
+    """*name* in units 2^20 times as large, so that there is room for the weights of a third axis."""
+    x = Integer(name, "int64", np.ones(()), NO_ZERO, -peak, peak)
+    shifted = shifted_right(
+        low, x, np.array(1), np.array(_RESIZE_BITS), replace(q, zero_point=(0,) * len(q.zero_point))
+    )
+    return in_carrier(low, shifted, "int64"), (peak >> _RESIZE_BITS) + 1

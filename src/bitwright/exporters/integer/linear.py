@@ -34,7 +34,7 @@ def _matmul(low: Lowering, op: Op) -> None:
     if min(len(low.shape_of(op, i)) for i in (0, 1)) < 2:
         raise low.refusal(op, "two matrices")
     a, b = low.integer(op, 0), low.integer(op, 1)
-    finish(low, op, _of_two(low, op, a, b, low.shape_of(op)[-1]))
+    finish(low, op, _of_two(low, op, a, b, len(low.shape_of(op)) - 1))
 
 
 @LOWERINGS.register("Gemm")
@@ -48,9 +48,7 @@ def _gemm(low: Lowering, op: Op) -> None:
         acc = _by_weight(low, op, a, w.T if op.trans_b else w, scale.reshape(-1))
     else:
         b = low.integer(op, 1)
-        acc = _of_two(
-            low, op, a, _turned(low, b) if op.trans_b else b, low.shape_of(op)[0 if op.trans_a else 1]
-        )
+        acc = _of_two(low, op, a, _turned(low, b) if op.trans_b else b, 0 if op.trans_a else 1)
     acc = acc.scaled(op.alpha)
     finish(low, op, acc.shifted(op.beta * low.real_constant(op, 2)) if low.has_input(op, 2) else acc)
 
@@ -74,8 +72,9 @@ def _by_weight(low: Lowering, op: Op, x: Integer, w: Integers, scale: Reals) -> 
     )
 
 
-def _of_two(low: Lowering, op: Op, a: Integer, b: Integer, k: int) -> Integer:
-    """a `[..., m, k]` times b `[..., k, n]`."""
+def _of_two(low: Lowering, op: Op, a: Integer, b: Integer, axis: int) -> Integer:
+    """a `[..., m, k]` times b `[..., k, n]`; *axis*: of the first input, the one of length k."""
+    (k,) = low.fixed_lengths(op, [axis])
     pairs = list(pairs_of(in_bytes(low, a), in_bytes(low, b)))
     return join(
         low, op, pairs, _multiply(low), lambda x, y: k * x.peak * y.peak, np.asarray(a.scale * b.scale)

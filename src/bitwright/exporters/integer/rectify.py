@@ -6,17 +6,21 @@ from dataclasses import replace
 
 import numpy as np
 
-from bitwright.exporters.integer.arithmetic import centred, finish, product
+from bitwright.exporters.integer.arithmetic import (
+    carrier_for,
+    centred,
+    finish,
+    in_carrier,
+    product,
+    requantize,
+)
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
-from bitwright.exporters.integer.number import NO_ZERO, Integer
+from bitwright.exporters.integer.number import codes_of
 from bitwright.graph.op import Op
 from bitwright.numerics.fixed_point import Reals
 from bitwright.ops.clip import Clip
 from bitwright.ops.prelu import PRelu
 from bitwright.ops.unary import Unary
-
-#: Slopes of a rectifier in units of 2^-16: the product of a 16-bit code and a slope stays far below 2^61.
-_SLOPE_BITS = 16
 
 
 @LOWERINGS.register("Relu")
@@ -69,19 +73,15 @@ def _prelu(low: Lowering, op: Op) -> None:
 
 
 def _rectified(low: Lowering, op: Op, slope: Reals) -> None:
-    """x where it is positive, else slope · x: multiplied by 2^16 or by the slope in that unit."""
-    x = centred(low, low.integer(op, 0))
-    unit = 2.0**-_SLOPE_BITS
-    factors = np.round(slope / unit)
-    top = max(1 << _SLOPE_BITS, int(np.abs(factors).max()))
-    peak = x.peak * top
-    negative = low.node("Less", x.name, low.constant(np.array(0, x.carrier)))
-    chosen = low.node(
-        "Where",
-        negative,
-        low.constant(factors.astype(np.int64)),
-        low.constant(np.array(1 << _SLOPE_BITS, np.int64)),
-    )
-    name = low.node("Mul", low.cast(x.name, "int64"), chosen)
-    low.prove(op, peak, 62, 1)
-    finish(low, op, Integer(name, "int64", np.asarray(x.scale * unit), NO_ZERO, -peak, peak))
+    """x where it is positive, else slope · x: the code of each, and one of them chosen.
+
+    Each has a multiplier of its own: a common unit for 1 and *slope* would be coarse where all that counts is slope · x.
+    """
+    x, q = low.integer(op, 0), low.output_q(op)
+    if not (x.scale > 0).all():
+        raise low.refusal(op, "an input with a positive scale")
+    straight, bent = (requantize(low, op, y, q) for y in (replace(x, q=None), x.scaled(slope)))
+    to = carrier_for(x.bound)
+    zero = low.constant(np.ceil(x.zero).astype(to))
+    negative = low.node("Less", in_carrier(low, x, to), zero)
+    finish(low, op, codes_of(low.node("Where", negative, bent.name, straight.name), q))
