@@ -220,3 +220,22 @@ def test_a_folder_whose_files_are_gone_is_refused(
     (tmp_path / "net_qdq.onnx").unlink()
 
     assert "found none" in bitwright("verify", tmp_path).error
+
+
+def test_a_plan_goes_from_search_to_tables_to_files(
+    bitwright: Command, attentive: Path, data: Path, tmp_path: Path
+) -> None:
+    common = ("--data", data, "--target", "journey6", "-q")
+    tuned, tables, files = tmp_path / "tuned", tmp_path / "tables", tmp_path / "files"
+    bitwright("tune", attentive, *common, "--max-float-ops", 1, "--expected-cos", 1, "-o", tuned)
+    before = Plan.load(tuned / "plan.json")
+    assert bitwright("luts", attentive, *common, "--plan", tuned / "plan.json", "-o", tables).status == 0
+    done = bitwright(
+        "quantize", attentive, *common, "--plan", tables / "plan.json", "--export", "integer", "-o", files
+    )
+
+    assert done.status == 0
+    plan = Plan.load(files / "plan.json")
+    assert plan.float_groups == before.float_groups
+    assert plan.values == before.values
+    assert plan.ops["softmax.exp"].table == Plan.load(tables / "plan.json").ops["softmax.exp"].table

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from bitwright.cli.job import job
-from bitwright.cli.options import DataFlags, Model, QuantizeFlags, ResultFlags
+from bitwright.cli.options import DataFlags, Model, PlanFile, QuantizeFlags, ResultFlags
 from bitwright.cli.printing import print_json, print_table
 from bitwright.cli.results import print_files
 from bitwright.cli.search_options import Evaluate, SearchFlags
@@ -34,12 +34,15 @@ Functions (exp, sigmoid, softmax, norms, …) become fixed-point tables. Measure
 tables by an error sketch, puts them back to float one after another until the score recovers, and tries remedies on the guilty ones:
 other dividing points, more segments, a narrower range, one period, an int16 result. What helps is written into plan.json.
 
---strategy and --num-tables say how your chip makes its tables to begin with.
+--strategy and --num-tables say how your chip makes its tables to begin with; --plan examines the plan.json of another job (a mixed one of
+tune or search, say) in place of everything at int8.
 
 Exit status: 0 if tables cost no more than the tolerance (any more), 1 if they still do, 2 on bad input."""
 EXAMPLES = (
     "bitwright luts model.onnx --data samples.npz --target journey6 -o out",
     "bitwright luts model.onnx --data samples.npz --strategy evenly --num-tables 6 --evaluate metric.py:top1",
+    "bitwright luts model.onnx --data samples.npz --target journey6 --plan out/plan.json -o tables",
+    "bitwright quantize model.onnx --data samples.npz --target journey6 --plan tables/plan.json --export both",
 )
 #: Rows on the screen: the file has all.
 _ROWS = 20
@@ -53,19 +56,26 @@ class TableFlags:
     """How tables are made to begin with, and what they may cost."""
 
     strategy: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
             help=f"How segments are divided: {', '.join(_STRATEGIES)}.",
+            show_default=f"{TableSettings().strategy}, or as the plan says",
             rich_help_panel=_TABLES,
         ),
-    ] = TableSettings().strategy
+    ] = None
     num_tables: Annotated[
-        int,
+        int | None,
         typer.Option(
-            metavar="N", min=1, max=MOST_SEGMENTS, help="Segments of a table.", rich_help_panel=_TABLES
+            metavar="N",
+            min=1,
+            max=MOST_SEGMENTS,
+            help="Segments of a table.",
+            show_default=f"{TableSettings().num_tables}, or as the plan says",
+            rich_help_panel=_TABLES,
         ),
-    ] = TableSettings().num_tables
+    ] = None
+    plan: PlanFile = None
     tolerance: Annotated[
         float,
         typer.Option(
@@ -75,6 +85,17 @@ class TableFlags:
     inference_num: Annotated[
         int, typer.Option(metavar="N", min=0, help="Samples to compare on; 0: all.", rich_help_panel=_TABLES)
     ] = SearchFlags().inference_num
+
+    def settings(self) -> TableSettings | None:
+        """What the flags say of tables; None if they say nothing. *raises* `UnknownName`."""
+        usual = TableSettings()
+        if self.strategy is None and self.num_tables is None:
+            return None
+        if self.strategy is not None and self.strategy not in _STRATEGIES:
+            raise UnknownName("--strategy", kind="strategy", name=self.strategy, known=_STRATEGIES)
+        return TableSettings(
+            strategy=self.strategy or usual.strategy, num_tables=self.num_tables or usual.num_tables
+        )
 
 
 @flat
@@ -87,8 +108,6 @@ def run(
     evaluate: Evaluate = None,
 ) -> int:
     """Parse, find, print. *returns* the exit status."""
-    if tables.strategy not in _STRATEGIES:
-        raise UnknownName("--strategy", kind="strategy", name=tables.strategy, known=_STRATEGIES)
     folder = result.folder(model, quantize.target)
     with job(folder, quiet=result.quiet) as watcher:
         search = SearchFlags(inference_num=tables.inference_num)
@@ -97,8 +116,9 @@ def run(
             data.data,
             output=folder,
             settings=settings_of(data, quantize, search, evaluate=evaluate),
-            table_settings=TableSettings(strategy=tables.strategy, num_tables=tables.num_tables),
+            table_settings=tables.settings(),
             tolerance=tables.tolerance,
+            plan=tables.plan,
             watcher=watcher,
         )
     if result.json:

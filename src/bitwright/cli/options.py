@@ -31,6 +31,16 @@ ExportFlag = Annotated[
 ]
 
 
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A plan.json of this network and target. Default: everything that the target allows, by --method.",
+        rich_help_panel=_QUANTIZING,
+    ),
+]
+
+
 @dataclass(frozen=True)
 class DataFlags:
     """Which samples, and how pictures and raw files become inputs."""

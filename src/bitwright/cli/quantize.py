@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bitwright.cli.job import job
-from bitwright.cli.options import DataFlags, ExportFlag, Model, QuantizeFlags, ResultFlags
+from bitwright.cli.options import DataFlags, ExportFlag, Model, PlanFile, QuantizeFlags, ResultFlags
 from bitwright.cli.printing import print_json, print_table
 from bitwright.cli.record import record_of
 from bitwright.cli.results import EXPORT_FILES, print_exports, print_files
@@ -18,19 +18,25 @@ In the integer file convolutions, products, sums and look-up tables are integer 
 int16 inside. What stays float is listed, with the reason. bitwright tune --export does the same after a search."""
 EXAMPLES = (
     "bitwright quantize model.onnx --data samples.npz --target journey6 --export both -o out",
+    "bitwright quantize model.onnx --data samples.npz --target journey6 --plan tuned/plan.json --export integer",
     "bitwright verify out",
 )
 
 
 @flat
 def run(
-    model: Model, data: DataFlags, quantize: QuantizeFlags, result: ResultFlags, export: ExportFlag = "qdq"
+    model: Model,
+    data: DataFlags,
+    quantize: QuantizeFlags,
+    result: ResultFlags,
+    export: ExportFlag = "qdq",
+    plan: PlanFile = None,
 ) -> int:
     """Parse, quantize, print. *returns* the exit status."""
     folder = result.folder(model, quantize.target)
     with job(folder, quiet=result.quiet) as watcher:
         settings = settings_of(data, quantize, export=export)
-        made = run_quantize(model, data.data, output=folder, settings=settings, watcher=watcher)
+        made = run_quantize(model, data.data, output=folder, settings=settings, watcher=watcher, plan=plan)
         record_of(model, quantize, data, export).save(folder)
     if result.json:
         print_json(quantized_summary(made))

@@ -16,7 +16,7 @@ from bitwright.calibrate.observers import parse_method
 from bitwright.calibrate.solve import Solver
 from bitwright.calibrate.statistics import Statistics
 from bitwright.data import Dataset, InputInfo, RawOptions, open_data, parse_dtype
-from bitwright.errors import DataError, ModelError
+from bitwright.errors import DataError, ModelError, PlanError
 from bitwright.exporters.onnx_float import check_exportable
 from bitwright.flow.model_source import import_model
 from bitwright.flow.progress import Watcher
@@ -155,6 +155,20 @@ def open_bench(
         statistics.samples,
         len(images),
     )
+
+
+def given_plan(bench: Bench, path: Path) -> Plan:
+    """The solved plan in the file *path*, of the network of *bench*. *raises* `PlanError` for one of another network."""
+    plan = Plan.load(path)
+    odd = sorted(set(bench.plan.ops) ^ set(plan.ops))
+    if odd:
+        raise PlanError(
+            str(path),
+            expected=f"a plan of {bench.name}, with its {len(bench.plan.ops)} operators",
+            found=f"one that differs in {len(odd)}, such as {odd[0]}",
+            remedy="Give the model, the target and the flags that it was made with.",
+        )
+    return plan
 
 
 def settings_loss(settings: Settings) -> Loss:

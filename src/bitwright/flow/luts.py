@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import nn
 from bitwright.analysis.lut_blame import Walk, put_back
 from bitwright.errors import ModelError
 from bitwright.files import write_text
-from bitwright.flow.bench import Bench, open_bench
+from bitwright.flow.bench import Bench, given_plan, open_bench
 from bitwright.flow.outputs import check_writable, versions, write_json
 from bitwright.flow.progress import Silence, Watcher
 from bitwright.flow.settings import Settings
@@ -91,18 +91,21 @@ def run_luts(
     settings: Settings | None = None,
     table_settings: TableSettings | None = None,
     tolerance: float = TOLERANCE,
+    plan: str | Path | None = None,
     watcher: Watcher | None = None,
     example_inputs: Any = None,
 ) -> LutsResult:
     """Blame, name and repair look-up tables; write `luts.csv`, `remedies.csv`, `plan.json`, `report.html`, `summary.json` to *output*.
 
     *table_settings*: how tables are made to begin with (a chip's way). *tolerance*: what they may cost, of the cosine to the float network,
-    or of `settings.evaluate`. *raises* `ModelError` for a network without tables.
+    or of `settings.evaluate`. *plan*: a `plan.json` of this network; None: everything that the target allows, by one threshold method.
+    *raises* `ModelError` for a network without tables.
     """
     settings, watcher = replace(settings or Settings(), tables=True), watcher or Silence()
     folder = check_writable(Path(output))
     bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
-    names = table_operators(bench.graph, bench.plan)
+    start = bench.plan if plan is None else given_plan(bench, Path(plan))
+    names = table_operators(bench.graph, start)
     if not names:
         raise ModelError(
             bench.name,
@@ -110,43 +113,59 @@ def run_luts(
             found="none",
             remedy="There is nothing to blame tables for; try bitwright sensitivity.",
         )
-    plan = bench.plan.with_tables({} if table_settings is None else dict.fromkeys(names, table_settings))
+    base = start.with_tables({} if table_settings is None else dict.fromkeys(names, table_settings))
     scores = TableScores(bench, settings)
-    watcher.stage("comparing float and fixed tables", 3)
-    stages = {"float": _float_score(scores)}
-    watcher.advance(1)
-    for title, back in (("float tables", names), ("fixed tables", [])):
-        stages[title] = scores.score(plan, back)
-        watcher.advance(1, f"{title}: {stages[title].value:.6f}")
-    watcher.stage("running the integer model")
-    stages["integer model"] = scores.deployed(plan)
-    rows = _ranked(scores, plan, settings, watcher)
-    fixed, floating = stages["fixed tables"].value, stages["float tables"].value
-    to_blame = floating - fixed > tolerance
-    walk = Walk((), (), fixed, True)
-    repair = Repair(
-        scores, plan, lambda r: watcher.note(f"{r.name}: {r.remedy}: {r.score[0]:.6f} -> {r.score[1]:.6f}")
-    )
+    stages = _stages(scores, base, names, watcher)
+    rows = _ranked(scores, base, settings, watcher)
+    to_blame = stages["float tables"].value - stages["fixed tables"].value > tolerance
+    walk, repair = Walk((), (), stages["fixed tables"].value, True), _repair(scores, base, watcher)
     if to_blame:
-        watcher.stage("putting tables back to float")
-        walk = put_back(
-            [r.name for r in rows],
-            lambda back: scores.score(plan, back).value,
-            fixed=fixed,
-            floating=floating,
-        )
+        walk = _named(scores, base, rows, stages, watcher)
         watcher.stage("trying remedies", len(walk.guilty))
         for done, name in enumerate(walk.guilty, start=1):
             repair.run(name, walk.guilty[done:])
             watcher.advance(1, name)
         stages["repaired"] = scores.score(repair.plan)
         stages["integer model, repaired"] = scores.deployed(repair.plan)
+    decided = settled(bench.graph, repair.plan, scores.tables(repair.plan))
     result = LutsResult(
-        bench, stages, rows, to_blame, walk, tuple(repair.tried),
-        settled(bench.graph, repair.plan, scores.tables(repair.plan)), tolerance, settings.evaluate,
-    )  # fmt: skip
-    _write(folder, result, scores.tables(plan), scores.tables(repair.plan))
+        bench, stages, rows, to_blame, walk, tuple(repair.tried), decided, tolerance, settings.evaluate
+    )
+    _write(folder, result, scores.tables(base), scores.tables(repair.plan))
     return result
+
+
+def _stages(scores: TableScores, plan: Plan, names: Sequence[str], watcher: Watcher) -> dict[str, Score]:
+    """The network in float, with tables in float, in fixed point, and as an integer model."""
+    watcher.stage("comparing float and fixed tables", 3)
+    stages = {"float": _float_score(scores)}
+    watcher.advance(1)
+    for title, back in (("float tables", names), ("fixed tables", ())):
+        stages[title] = scores.score(plan, back)
+        watcher.advance(1, f"{title}: {stages[title].value:.6f}")
+    watcher.stage("running the integer model")
+    stages["integer model"] = scores.deployed(plan)
+    return stages
+
+
+def _named(
+    scores: TableScores, plan: Plan, rows: Sequence[TableRow], stages: Mapping[str, Score], watcher: Watcher
+) -> Walk:
+    watcher.stage("putting tables back to float")
+    return put_back(
+        [r.name for r in rows],
+        lambda back: scores.score(plan, back).value,
+        fixed=stages["fixed tables"].value,
+        floating=stages["float tables"].value,
+    )
+
+
+def _repair(scores: TableScores, plan: Plan, watcher: Watcher) -> Repair:
+    def tell(remedied: Remedied) -> None:
+        before, after = remedied.score
+        watcher.note(f"{remedied.name}: {remedied.remedy}: {before:.6f} -> {after:.6f}")
+
+    return Repair(scores, plan, tell)
 
 
 def _float_score(scores: TableScores) -> Score:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from bitwright.flow.accuracy import Accuracy, measure_accuracy
-from bitwright.flow.bench import Bench, open_bench
+from bitwright.flow.bench import Bench, given_plan, open_bench
 from bitwright.flow.calibration import range_table, write_ranges
 from bitwright.flow.exports import Exports, exports_json, for_exports, make_exports, write_exports
 from bitwright.flow.outputs import check_writable, export_sections, versions, write_json, write_tables
@@ -38,15 +38,18 @@ def run_quantize(
     settings: Settings | None = None,
     watcher: Watcher | None = None,
     example_inputs: Any = None,
+    plan: str | Path | None = None,
 ) -> Quantized:
     """Quantize everything that the target allows, by one threshold method, without a search; export as the settings say, prove.
 
     Writes `NAME_qdq.onnx`, `NAME_integer.onnx`, `plan.json`, the tables of vendor tools, `ranges.csv`, `report.html` and `summary.json` to
-    *output*. *raises* the errors of every stage.
+    *output*. *plan*: a `plan.json` of this network, which is exported instead. *raises* the errors of every stage.
     """
     settings, watcher = for_exports(settings or Settings()), watcher or Silence()
     folder = check_writable(Path(output))
     bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
+    if plan is not None:
+        bench = replace(bench, plan=given_plan(bench, Path(plan)))
     watcher.stage("comparing with float")
     cosine = bench.evaluator.evaluate(bench.plan)
     accuracy = {}
