@@ -11,6 +11,7 @@ from bitwright.cli.printing import print_json, print_table
 from bitwright.flow.exports import Exports
 from bitwright.flow.outputs import stage_table, summary
 from bitwright.flow.result import Tuned
+from bitwright.runtime.proof import Proof
 
 #: What the files of results hold, by the end of their name.
 _FILES = {
@@ -101,7 +102,7 @@ def print_exports(exports: Exports) -> None:
     """What the proofs found, and what an integer model has besides integers."""
     print()
     for name, proof in exports.proofs.items():
-        print(f"Proof of {name.strip('_')}: {proof_line(proof.to_json())}")
+        print(f"Proof of {name.strip('_')}: {proof_line(proof)}")
     islands = {} if exports.integer is None else exports.integer.islands
     if islands:
         print(f"Float islands of the integer model ({len(islands)}):")
@@ -109,19 +110,27 @@ def print_exports(exports: Exports) -> None:
             print(f"  {op}: {why}")
 
 
-def proof_line(proof: Mapping[str, Any]) -> str:
-    steps, share = proof["per_op_max_steps"], proof["per_op_fraction"]
-    apart = (
-        "no output code differs"
-        if steps == 0
-        else f"at most {_share(share)} of an operator's codes differ, by {steps} step(s)"
-    )
-    if proof["per_op_ties"]:
-        apart += f", besides ties that no float engine can decide (at most {_share(proof['per_op_ties'])})"
+def proof_line(proof: Proof) -> str:
+    """The extremes over all operators, how the whole networks compare, and whether ONNX Runtime can run the file as it usually does."""
+    found = proof.to_json()
+    apart = [_apart("8-bit", found["per_op_max_steps"], found["per_op_fraction"])]
+    if "per_op_max_steps_int16" in found:
+        apart.append(_apart("16-bit", found["per_op_max_steps_int16"], found["per_op_fraction_int16"]))
+    if found["per_op_ties"]:
+        apart.append(f"ties that no float engine can decide differ in {_share(found['per_op_ties'])} at most")
+    failure = proof.default.failure
     return (
-        f"ONNX Runtime against the simulation, operator by operator: {apart}; "
-        f"whole network: cosine {proof['cosine']:.6f}{_spread(proof)}."
+        f"ONNX Runtime against the simulation, operator by operator: {', '.join(apart)}; "
+        f"whole network: cosine {found['cosine']:.6f}{_spread(found)}."
+        + (f" At its default level ONNX Runtime cannot run the file: {failure}" if failure else "")
     )
+
+
+def _apart(codes: str, steps: int, share: float) -> str:
+    if steps == 0:
+        return f"no {codes} code differs"
+    often = f"in {_share(share)} of an operator's at most" if share else "in ties alone"
+    return f"{codes} codes differ by {steps} step(s), {often}"
 
 
 def _spread(proof: Mapping[str, Any]) -> str:

@@ -45,9 +45,8 @@ class VerifyFlags:
 def run(folder: Folder, flags: VerifyFlags) -> int:
     """Parse, prove, print. *returns* the exit status."""
     record = Record.load(folder)
-    data = record.data
-    if flags.data is not None:  # tables were made from the statistics of the calibration data
-        data = replace(data, data=flags.data, calibration_data=data.calibration_data or data.data)
+    # plan.json holds every threshold and dividing point: neither calibration data nor labels have to be there still.
+    data = replace(record.data, data=flags.data or record.data.data, calibration_data=None, labels=None)
     with job(folder, quiet=flags.quiet) as watcher:
         settings = settings_of(data, record.quantize, export=record.export)
         found = run_verify(folder, flags.model or record.model, data.data, settings=settings, watcher=watcher)
@@ -55,7 +54,7 @@ def run(folder: Folder, flags: VerifyFlags) -> int:
         print_json(found.to_json())
     else:
         for name, proof in found.proofs.items():
-            print(f"\n{name.strip('_')}: {proof_line(proof.to_json())}")
+            print(f"\n{name.strip('_')}: {proof_line(proof)}")
             print_table(proof.table(worst_first=True), limit=_ROWS)
         if found.tables:
             print()

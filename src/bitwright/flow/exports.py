@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from bitwright.errors import ProofError
+from bitwright.errors import ModelError, ProofError
 from bitwright.exporters.integer import IntegerModel, lower
 from bitwright.exporters.onnx_float import save_model
 from bitwright.exporters.onnx_qdq import export_qdq
@@ -18,6 +18,7 @@ from bitwright.flow.bench import Bench, batches_of, take
 from bitwright.flow.progress import Watcher
 from bitwright.flow.settings import Export, Settings
 from bitwright.flow.tables import build_tables, settled
+from bitwright.importers.onnx_prepare import read_file
 from bitwright.numerics.lut import LookupTable
 from bitwright.ops.table import with_tables
 from bitwright.plan.plan import Plan
@@ -109,6 +110,27 @@ def write_exports(folder: Path, name: str, exports: Exports) -> None:
     if exports.integer is not None:
         save_model(exports.integer.model, folder / f"{name}{INTEGER}")
         write_text(folder / "accumulators.csv", exports.integer.proofs().to_csv())
+
+
+def read_exports(folder: Path, name: str, export: Export) -> dict[str, onnx.ModelProto]:
+    """What `write_exports` has written for a job that asked for *export*, by what follows the model's name.
+
+    The file of another name serves if there is but one (a model may have been renamed). *raises* `ModelError` for a missing or damaged file.
+    """
+    ends = {"qdq": (QDQ,), "integer": (INTEGER,), "both": (QDQ, INTEGER)}[export]
+    found = {}
+    for end in ends:
+        files = sorted(folder.glob(f"*{end}"))
+        chosen = [f for f in files if f.name == name + end] or files
+        if len(chosen) != 1:
+            raise ModelError(
+                str(folder),
+                expected=f"the file {name}{end}, which was written there",
+                found=", ".join(f.name for f in files) or f"none that ends with {end}",
+                remedy="Name a folder that bitwright quantize or tune wrote, or write it again.",
+            )
+        found[end] = read_file(chosen[0])
+    return found
 
 
 def exports_json(exports: Exports) -> dict[str, Any]:

@@ -11,9 +11,8 @@ from typing import Any
 import onnx
 from torch import nn
 
-from bitwright.errors import ModelError
 from bitwright.flow.bench import Bench, batches_of, given_plan, open_bench, take
-from bitwright.flow.exports import INTEGER, PROOF_SAMPLES, QDQ, for_exports, prove
+from bitwright.flow.exports import INTEGER, PROOF_SAMPLES, for_exports, prove, read_exports
 from bitwright.flow.progress import Silence, Watcher
 from bitwright.flow.settings import Settings
 from bitwright.flow.tables import build_tables
@@ -95,20 +94,13 @@ def run_verify(
     """Prove the files of *folder* against `plan.json` there, on samples of *data*.
 
     *settings*: as the files were made with. Nothing is raised if a proof fails; ask `Verified.holds`. *raises* `PlanError` for a plan
-    of another network, `ModelError` without files.
+    of another network, `ModelError` for a missing or damaged file.
     """
     place, watcher = Path(folder), watcher or Silence()
-    models = {end: onnx.load(f) for end in (QDQ, INTEGER) for f in sorted(place.glob(f"*{end}"))[:1]}
-    if not models:
-        raise ModelError(
-            str(place),
-            expected=f"files that end with {QDQ} or {INTEGER}",
-            found="none",
-            remedy="Name a folder that bitwright quantize or tune wrote.",
-        )
     settings = for_exports(settings or Settings())
     bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
     plan = given_plan(bench, place / "plan.json")
+    models = read_exports(place, bench.name, settings.export)
     tables = build_tables(bench.graph, plan, bench.statistics) if INTEGER in models else {}
     proofs = prove(bench, plan, models, tables, settings, watcher, check=False)
     checks = _table_checks(bench, plan, models[INTEGER], tables, settings, watcher) if tables else ()

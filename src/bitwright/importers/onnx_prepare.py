@@ -50,13 +50,15 @@ def read_model(source: str | Path | ModelProto) -> tuple[ModelProto, str]:
         model.CopyFrom(source)
     else:
         path, where = Path(source), str(source)
-        model = _read_file(path, where)
+        model = read_file(path)
     _reject_absent_parts(model, where)
     _reject_external(model, where)
     return model, where
 
 
-def _read_file(path: Path, where: str) -> ModelProto:
+def read_file(path: Path) -> ModelProto:
+    """The ONNX file *path*, whatever it holds. *raises* `ModelError` if it is missing, damaged, or lacks its weights."""
+    where = str(path)
     if not path.is_file():
         what = "a directory" if path.is_dir() else "no such file"
         raise ModelError(where, expected="an ONNX file", found=what, remedy="Check the path.")
