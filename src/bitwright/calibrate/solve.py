@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bitwright.calibrate.biases import bias_entry
 from bitwright.calibrate.observers import parse_method
-from bitwright.calibrate.statistics import Statistics
+from bitwright.calibrate.statistics import Statistics, ValueStatistics
 from bitwright.errors import DataError
 from bitwright.graph.graph import Graph, Reader, Value
 from bitwright.graph.op import Role
@@ -27,6 +27,9 @@ from bitwright.plan.target import Precision, Target
 
 #: A shift-only target lowers its shift while more than this share of the biases overflow (docs/numerics.md §5.3).
 BIAS_OVERFLOW_SHARE = 0.03
+#: Inner values of a softmax reach so many times as far as calibration saw.
+HEADROOM = 4.0
+_SOFTMAXES = ("Softmax", "LogSoftmax")
 
 
 class Solver:
@@ -101,9 +104,19 @@ class Solver:
                 )
             seen = self.statistics[name]
             spec = self.target.activation_spec(precision, nonnegative=seen.lo >= 0)
-            low, high = parse_method(method).range(seen, spec)
+            low, high = self._inside_softmax(name, seen) or parse_method(method).range(seen, spec)
             self._activations[key] = qparams_from_range(spec, [low], [high])
         return self._activations[key]
+
+    def _inside_softmax(self, name: str, seen: ValueStatistics) -> tuple[float, float] | None:
+        """The range of an inner value of a softmax (docs/tables.md): sixteen bits have room to spare, and scores that are further apart
+        than calibration saw must not saturate. None for other values."""
+        producer = self.graph.value(name).producer
+        op = None if producer is None else self.graph.op(producer)
+        if op is None or op.composite is None or not op.is_inner or op.composite.kind not in _SOFTMAXES:
+            return None
+        low, high = HEADROOM * seen.lo, HEADROOM * seen.hi
+        return (low, min(high, 1.0)) if op.kind in ("Exp", "Reciprocal") else (low, high)
 
     def _constant(self, name: str, precision: Precision) -> QParams:
         x = self.graph.constant(name)
