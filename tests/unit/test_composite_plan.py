@@ -129,3 +129,21 @@ def test_the_output_of_a_softmax_in_parts_is_a_probability() -> None:
 
     assert apart.op(apart.op_names[-1]).kind == "Mul"
     assert evaluator.similarity.probabilities == frozenset(apart.info.outputs)
+
+
+@pytest.mark.parametrize("method", ["max", "percentile(90)"])
+def test_scores_further_apart_than_calibration_saw_do_not_saturate_inside_a_softmax(
+    graph: Graph, method: str
+) -> None:
+    target, seen = load_target("generic"), calibrated(graph, tokens())
+    plan = Solver(graph, target, seen).solve(assign(graph, target, method=method))
+
+    def limits(part: str) -> tuple[float, float]:
+        q = plan.qparams(f"{SOFTMAX}.{part}")
+        assert q is not None
+        return q.limits
+
+    assert limits("sub")[0] <= 3.9 * seen[f"{SOFTMAX}.sub"].lo < 0
+    assert limits("sum")[1] >= 3.9 * seen[f"{SOFTMAX}.sum"].hi
+    assert limits("exp")[1] == pytest.approx(1.0)
+    assert limits("reciprocal")[1] <= 1.0001
