@@ -118,6 +118,20 @@ def test_a_sum_so_large_that_its_rescale_would_be_coarse_is_refused() -> None:
     assert tuple(int(v) for v in multiplier_of(low, power, codes(INT16, 0.01))) == (1, 30)
 
 
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 1.0, 2.0])
+def test_a_constant_between_two_codes_counts_where_scales_are_powers_of_two(ratio: float) -> None:
+    """x + 1.3 codes with the multiplier 1: the constant was once rounded to 1 code, half of a step too little."""
+    low, op = bare()
+    q = codes(INT8, 0.37, 3)
+    n = np.arange(-60, 60)
+    x = Integer(
+        low.constant(n.astype(np.int32)), "int32", np.array(q.scale[0] * ratio), np.array(-1.3), -60, 59
+    )
+
+    expected = np.rint((n + 1.3) * ratio) + 3
+    assert (computed(low, requantize(low, op, x, q).name) == expected.clip(-128, 127)).all()
+
+
 class Gram(nn.Module):
     """A product whose sums run over the batch: as long as whoever calls it likes."""
 

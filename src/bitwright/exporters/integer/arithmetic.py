@@ -14,7 +14,7 @@ from bitwright.exporters.integer.lowering import Lowering
 from bitwright.exporters.integer.number import NO_ZERO, Carrier, Integer, codes_of, same_parameters
 from bitwright.graph.op import Op
 from bitwright.numerics.affine import quantize
-from bitwright.numerics.fixed_point import Integers, Reals, multipliers_and_shifts, nearest_powers
+from bitwright.numerics.fixed_point import MAX_SHIFT, Integers, Reals, multipliers_and_shifts, nearest_powers
 from bitwright.numerics.rounding import Rounding
 from bitwright.numerics.spec import QParams
 
@@ -24,6 +24,8 @@ _ROOM = {32: 29, 64: 61}
 _MANY = 16
 #: Bits of a multiplier beyond those of the codes: its rounding is worth a quarter of a step at most.
 _SPARE = 2
+#: The least shift behind a zero that is no integer: the zero is exact to 2^-13 output steps then, if there is room.
+_ZERO_BITS = 12
 #: What the rounded multipliers of a sum may be off by, in output steps.
 _SUM_ERROR = 2.0**-8
 
@@ -162,6 +164,7 @@ def shifted_right(low: Lowering, x: Integer, m: Integers, s: Integers, q: QParam
 
     An offset of 2^(s + k) makes the product unsigned, because ONNX shifts nothing else; 2^k, above any result, is what it becomes.
     """
+    m, s = _fine_enough(x, m, s)
     magnitude = x.bound * int(np.abs(m).max())
     k = np.frexp(((x.peak * np.abs(m)) >> s) + 1)[1].astype(np.int64)  # bit lengths of the largest results
     narrow = magnitude < 1 << _ROOM[32] and int((s + k).max()) <= 30
@@ -200,6 +203,15 @@ def shifted_right(low: Lowering, x: Integer, m: Integers, s: Integers, q: QParam
     offset = np.left_shift(np.int64(1), k) - q.zero_point[0]
     result = low.node("Sub", low.cast(name, to), low.constant(offset.astype(to)))
     return replace(x, name=result, carrier=to, q=None)
+
+
+def _fine_enough(x: Integer, m: Integers, s: Integers) -> tuple[Integers, Integers]:
+    """The same ratios in units that hold zero · m, which becomes an integer: after a shift by s it errs by up to 2^-(s + 1) steps."""
+    if (x.zero == np.rint(x.zero)).all():
+        return m, s
+    room = min(_ROOM[64] - (x.bound * int(np.abs(m).max())).bit_length(), MAX_SHIFT - int(s.max()))
+    more = max(0, min(_ZERO_BITS - int(s.min()), room))
+    return m << more, s + more
 
 
 def _stored(low: Lowering, values: Integers, narrow: str, wanted: str) -> str:
