@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bitwright.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from bitwright.analysis.profiler import ModelProfiler as ModelProfiler
     from bitwright.analysis.quant_analysis import QuantAnalysis as QuantAnalysis
     from bitwright.calibrate.collect import collect as collect
     from bitwright.calibrate.solve import Solver as Solver
@@ -116,6 +117,7 @@ _HOMES = {
     "FakeQuantState": "train.states",
     "Graph": "graph.graph",
     "ImageOptions": "data",
+    "ModelProfiler": "analysis.profiler",
     "ModuleNameQconfigSetter": "plan.qconfig",
     "Plan": "plan.plan",
     "PreparedModel": "train.prepared",
