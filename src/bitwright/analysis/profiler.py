@@ -142,9 +142,9 @@ class InfoManager:
                 found="no call",
                 remedy="Call the model inside: with ModelProfiler(model) as p: model(x).",
             )
-        rows = []
+        rows: list[dict[str, Any]] = []
         for (path, attribute), seen in self.profiler._seen.items():
-            kind = self.profiler.model.get_submodule(path)._get_name()
+            kind = str(self.profiler.model.get_submodule(path)._get_name())  # type: ignore[no-untyped-call]
             if (prefixes and not path.startswith(tuple(prefixes))) or (types and kind not in types):
                 continue
             rows.append(self._row(len(rows), path, kind, attribute, seen))
