@@ -22,7 +22,7 @@ settings = bw.Settings(target="journey6", method="percentile", inference_num=16,
 made = bw.run_quantize(module, data, output=output, settings=settings, example_inputs=pictures[:2])
 path = next(output.glob("*_integer.onnx"))
 print(
-    f"cosine {made.cosine:.4f}, operators:",
+    f"cosine {made.stages['quantized'].cosine:.4f}, operators:",
     Counter(n.op_type for n in onnx.load(path).graph.node).most_common(6),
 )
 for name, proof in made.exports.proofs.items():

@@ -22,7 +22,7 @@ from bitwright.flow.luts import (
     LutsResult,
     remedy_table,
     run_luts,
-    stage_table,
+    score_table,
     summary,
     table_table,
 )
@@ -129,7 +129,7 @@ def run(
 
 
 def _print(found: LutsResult, folder: Path) -> None:
-    print_table(stage_table(found))
+    print_table(score_table(found))
     print(f"\n{verdict(found)}\n")
     print_table(table_table(found), limit=_ROWS, more=f"all in {folder / 'luts.csv'}")
     if found.remedies:

@@ -9,7 +9,8 @@ from bitwright.cli.record import record_of
 from bitwright.cli.results import EXPORT_FILES, print_exports, print_files
 from bitwright.cli.settings import settings_of
 from bitwright.cli.signature import flat
-from bitwright.flow.quantize import quantized_summary, quantized_table, run_quantize
+from bitwright.flow.outputs import stage_table
+from bitwright.flow.quantize import quantized_summary, run_quantize
 
 HELP = """Quantize everything that the target allows, without a search, and export it: as standard ONNX with Q/DQ pairs, as standard ONNX in
 integer operators alone, or both. Every operator of every file is compared with the simulation on ONNX Runtime.
@@ -41,7 +42,7 @@ def run(
     if result.json:
         print_json(quantized_summary(made))
     else:
-        print_table(quantized_table(made))
+        print_table(stage_table(made.bench, made.stages))
         print_exports(made.exports)
         print_files(
             folder,

@@ -62,7 +62,7 @@ def print_tuned(tuned: Tuned, folder: Path, *, as_json: bool) -> int:
     if as_json:
         print_json(summary(tuned))
     else:
-        print_table(stage_table(tuned))
+        print_table(stage_table(tuned.bench, tuned.stages))
         print_changed(tuned.choice.groups)
         print_exports(tuned.exports)
         print_files(folder, "report.html", *EXPORT_FILES, *SEARCH_FILES)

@@ -207,7 +207,7 @@ def _form(table: LookupTable) -> str:
 # --- what is written -------------------------------------------------------------------------------------------
 
 
-def stage_table(result: LutsResult) -> Table:
+def score_table(result: LutsResult) -> Table:
     """The answer to the first question: what tables cost."""
     columns = [Column("network", "network"), Column("cosine", "cosine", "", 6)]
     if result.metric is not None:
@@ -312,7 +312,7 @@ def _write(
     write_text(folder / "remedies.csv", remedy_table(result.remedies).to_csv())
     write_json(folder / "plan.json", result.plan.to_json())
     drawn = [*result.walk.guilty, *(r.name for r in result.rows if r.name not in result.walk.guilty)][:_DRAWN]
-    sections = [Section(stage_table(result)), Section(table_table(result), bar=("name", "loss"))]
+    sections = [Section(score_table(result)), Section(table_table(result), bar=("name", "loss"))]
     if result.remedies:
         sections.append(Section(remedy_table(result.remedies)))
     for name in drawn:

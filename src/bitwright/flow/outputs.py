@@ -14,7 +14,7 @@ from bitwright.exporters.tpu_mlir import write_calibration_table, write_qtable
 from bitwright.files import write_text
 from bitwright.flow.bench import Bench, fixed_batch
 from bitwright.flow.exports import Exports, exports_json, island_table, write_exports
-from bitwright.flow.result import Tuned
+from bitwright.flow.result import Stage, Tuned
 from bitwright.plan.plan import Plan
 from bitwright.report.page import Page, Section, write_page
 from bitwright.search.choose import Choice
@@ -87,22 +87,24 @@ def sensitivity_table(
     return Table("Sensitivity: each operator alone at int8, the rest float", columns, cells)
 
 
-def stage_table(result: Tuned) -> Table:
-    """The final table: float / int8 / int8 + new thresholds / mixed."""
-    titles = {"float": "float", "int8": "int8", "tuned": "int8 + new thresholds", "mixed": "mixed"}
-    labelled = result.bench.dataset.labels is not None
+#: How stages are called for people.
+_TITLES = {"tuned": "int8 + new thresholds"}
+
+
+def stage_table(bench: Bench, stages: Mapping[str, Stage]) -> Table:
+    """The final table, a line for each stage: of `tune` float / int8 / int8 + new thresholds / mixed."""
     columns: tuple[Column, ...] = (Column("model", "model"), Column("cosine", "cosine", "", 6))
-    if labelled:
+    if any(stage.accuracy is not None for stage in stages.values()):
         columns += (Column("top1", "top-1", "%", 2), Column("top5", "top-5", "%", 2))
     columns += (Column("float_ops", "float operators"),)
     rows = []
-    for key, stage in result.stages.items():
-        row: dict[str, Any] = {"model": titles[key], "cosine": stage.cosine}
+    for key, stage in stages.items():
+        row: dict[str, Any] = {"model": _TITLES.get(key, key), "cosine": stage.cosine}
         if stage.accuracy is not None:
             row |= {"top1": 100 * stage.accuracy.top1, "top5": 100 * stage.accuracy.top5}
         row["float_ops"] = "all" if stage.plan is None else len(stage.plan.float_groups)
         rows.append(row)
-    return Table(f"{result.bench.name} on {result.bench.target.name}", columns, tuple(rows))
+    return Table(f"{bench.name} on {bench.target.name}", columns, tuple(rows))
 
 
 def tried_table(choice: Choice) -> Table:
@@ -253,7 +255,7 @@ def tune_page(result: Tuned) -> Page:
         (Column("op", "operator"), Column("why", "reason")),
         tuple({"op": n, "why": w} for n, w in bench.plan.refusals.items()),
     )
-    sections = [Section(stage_table(result))]
+    sections = [Section(stage_table(bench, result.stages))]
     if result.rows:
         sections += [Section(sensitivity, bar=("name", "loss")), Section(tried_table(result.choice))]
     if refused.rows:

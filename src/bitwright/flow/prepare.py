@@ -22,7 +22,7 @@ from bitwright.ops.attention import Attention
 from bitwright.ops.dropout import Dropout
 from bitwright.ops.recurrent import StackedRecurrent
 from bitwright.plan.assign import assign
-from bitwright.plan.plan import Plan
+from bitwright.plan.plan import LEARNED, Plan
 from bitwright.plan.qconfig import (
     QconfigSetter,
     as_setters,
@@ -217,7 +217,7 @@ def _plan(folded: Graph, target: Target, choices: Mapping[str, Choice], infinite
     asked: dict[str, Precision] = {
         name: "float" if c.qconfig is None else c.qconfig.precision for name, c in choices.items()
     }
-    plan = assign(folded, target, asked=asked, method="observer")
+    plan = assign(folded, target, asked=asked, method=LEARNED)
     touching: dict[str, str] = {}
     for name in infinite & plan.values.keys():
         value = folded.value(name)

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from bitwright.flow.accuracy import Accuracy, measure_accuracy
 from bitwright.flow.bench import Bench, given_plan, open_bench
 from bitwright.flow.calibration import range_table, write_ranges
 from bitwright.flow.exports import Exports, exports_json, for_exports, make_exports, write_exports
-from bitwright.flow.outputs import check_writable, export_sections, versions, write_json, write_tables
+from bitwright.flow.outputs import (
+    check_writable,
+    export_sections,
+    stage_table,
+    versions,
+    write_json,
+    write_tables,
+)
 from bitwright.flow.progress import Silence, Watcher
+from bitwright.flow.result import Stage, with_accuracy
 from bitwright.flow.settings import Settings
 from bitwright.graph.graph import Graph
 from bitwright.report.page import Page, Section, write_page
-from bitwright.table import Column, Table
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What `quantize` made. *cosine*: to the float network. *accuracy*: `float` and `quantized`, where labels are known."""
+    """What `quantize` made. *stages*: `float` and `quantized`."""
 
     bench: Bench
     exports: Exports
-    cosine: float
-    accuracy: dict[str, Accuracy]
+    stages: Mapping[str, Stage]
 
 
 def run_quantize(
@@ -51,42 +57,24 @@ def run_quantize(
     if plan is not None:
         bench = replace(bench, plan=given_plan(bench, Path(plan)))
     watcher.stage("comparing with float")
-    cosine = bench.evaluator.evaluate(bench.plan)
-    accuracy = {}
-    if bench.dataset.labels is not None:
-        accuracy = measure_accuracy(bench, {"float": None, "quantized": bench.plan}, watcher)
-    exports = make_exports(bench, bench.plan, settings, watcher)
-    result = Quantized(bench, exports, cosine, accuracy)
+    stages = {
+        "float": Stage(None, 1.0),
+        "quantized": Stage(bench.plan, bench.evaluator.evaluate(bench.plan)),
+    }
+    stages = with_accuracy(bench, stages, watcher)
+    result = Quantized(bench, make_exports(bench, bench.plan, settings, watcher), stages)
     _write(folder, result)
     return result
-
-
-def quantized_table(result: Quantized) -> Table:
-    """Float against quantized."""
-    columns: tuple[Column, ...] = (Column("model", "model"), Column("cosine", "cosine", "", 6))
-    if result.accuracy:
-        columns += (Column("top1", "top-1", "%", 2), Column("top5", "top-5", "%", 2))
-    rows = []
-    for title, cosine in (("float", 1.0), ("quantized", result.cosine)):
-        row: dict[str, Any] = {"model": title, "cosine": cosine}
-        if result.accuracy:
-            found = result.accuracy[title]
-            row |= {"top1": 100 * found.top1, "top5": 100 * found.top5}
-        rows.append(row)
-    return Table(f"{result.bench.name} on {result.bench.target.name}", columns, tuple(rows))
 
 
 def quantized_summary(result: Quantized) -> dict[str, Any]:
     """The contents of summary.json."""
     bench = result.bench
-    found: dict[str, dict[str, float]] = {"float": {"cosine": 1.0}, "quantized": {"cosine": result.cosine}}
-    for name, accuracy in result.accuracy.items():
-        found[name] |= {"top1": accuracy.top1, "top5": accuracy.top5}
     return {
         "model": bench.name,
         "target": bench.target.name,
         "images": {"calibration": bench.calibration_samples, "inference": bench.inference_samples},
-        **found,
+        **{name: stage.to_json() for name, stage in result.stages.items()},
         "float_ops": result.exports.plan.float_groups,
         "not_granted": bench.plan.refusals,
         **exports_json(result.exports),
@@ -101,6 +89,6 @@ def _write(folder: Path, result: Quantized) -> None:
     write_ranges(folder, bench, range_table(bench))
     write_json(folder / "plan.json", result.exports.plan.to_json())
     subtitle = f"target {bench.target.name} · {bench.calibration_samples} calibration samples"
-    sections = (Section(quantized_table(result)), *export_sections(result.exports))
+    sections = (Section(stage_table(bench, result.stages)), *export_sections(result.exports))
     write_page(folder / "report.html", Page(f"Bitwright: {bench.name}, quantized", subtitle, sections))
     write_json(folder / "summary.json", quantized_summary(result))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from bitwright.flow.accuracy import Accuracy
+from bitwright.flow.accuracy import Accuracy, measure_accuracy
 from bitwright.flow.bench import Bench
 from bitwright.flow.exports import Exports
+from bitwright.flow.progress import Watcher
 from bitwright.plan.cost import Costs
 from bitwright.plan.plan import Plan
 from bitwright.search.choose import Choice
@@ -69,3 +71,12 @@ class Tuned:
     def plan(self) -> Plan:
         """The plan of the mixed model, as its files hold it."""
         return self.exports.plan
+
+
+def with_accuracy(bench: Bench, stages: Mapping[str, Stage], watcher: Watcher) -> dict[str, Stage]:
+    """*stages* with their accuracy on all labelled samples; as they are if no labels are known."""
+    if bench.dataset.labels is None:
+        return dict(stages)
+    distinct: dict[int, Plan | None] = {id(s.plan): s.plan for s in stages.values()}
+    measured = measure_accuracy(bench, {str(k): p for k, p in distinct.items()}, watcher)
+    return {name: replace(s, accuracy=measured[str(id(s.plan))]) for name, s in stages.items()}

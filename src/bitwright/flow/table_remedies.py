@@ -12,7 +12,7 @@ from bitwright.flow.tables import error_on_data, seen_codes
 from bitwright.graph.op import Op
 from bitwright.numerics.lut import DirectTable, LookupTable, TableSettings
 from bitwright.ops.table import own_settings, table_of
-from bitwright.plan.plan import Plan
+from bitwright.plan.plan import LEARNED, Plan
 
 #: Segments that are tried, few to many.
 COUNTS = (6, 12, 24, 48, 96)
@@ -125,6 +125,8 @@ class Repair:
         """The plan with an int16 result of the operator, where the target allows it and it is not so already."""
         entry, target = self.plan.ops[name], self.bench.target
         group = self.plan.groups[entry.group]
+        if any(e.method == LEARNED for e in self.plan.values.values()):
+            return None  # no statistics would give the parameters of the rest again
         if entry.precision != "int8" or any(
             "int16" not in target.allowed(self.plan.ops[m].kind) for m in group
         ):

@@ -14,7 +14,7 @@ from bitwright.flow.bench import Bench
 from bitwright.flow.convert import QuantizedModel
 from bitwright.flow.model_source import import_object
 from bitwright.flow.settings import Settings
-from bitwright.flow.tables import build_tables
+from bitwright.flow.tables import TableKey, build_tables
 from bitwright.graph.replay import Replay
 from bitwright.numerics.lut import LookupTable
 from bitwright.ops.table import with_tables
@@ -49,17 +49,17 @@ class TableScores:
         self._evaluate: Evaluate | None = None
         if settings.evaluate is not None:
             self._evaluate = import_object(settings.evaluate, "--evaluate")
-        self._tables: list[tuple[Plan, dict[str, LookupTable]]] = []
+        #: By the plan's identity; the plan is kept so that no other can have it.
+        self._tables: dict[int, tuple[Plan, dict[str, LookupTable]]] = {}
+        self._made: dict[TableKey, LookupTable] = {}
         self._known: dict[tuple[int, frozenset[str]], Score] = {}
 
     def tables(self, plan: Plan) -> dict[str, LookupTable]:
-        """The tables of *plan* (solved), built once."""
-        for known, tables in self._tables:
-            if known is plan:
-                return tables
-        made = build_tables(self.bench.graph, plan, self.bench.statistics)
-        self._tables.append((plan, made))
-        return made
+        """The tables of *plan* (solved). Each is built once, however many plans have it."""
+        if id(plan) not in self._tables:
+            made = build_tables(self.bench.graph, plan, self.bench.statistics, known=self._made)
+            self._tables[id(plan)] = (plan, made)
+        return self._tables[id(plan)][1]
 
     def score(self, plan: Plan, floating: Collection[str] = ()) -> Score:
         """The score of *plan* with all its tables in fixed point but those of the operators *floating*."""

@@ -18,17 +18,22 @@ from bitwright.ops.table import own_settings, table_of
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import is_quantized
 
+#: What a table depends on: operator, parameters of what it reads and makes, settings.
+TableKey = tuple[str, QParams, QParams, TableSettings | None]
+
 
 def build_tables(
     graph: Graph,
     plan: Plan,
     statistics: Statistics,
     settings: Mapping[str, TableSettings] | None = None,
+    *,
+    known: dict[TableKey, LookupTable] | None = None,
 ) -> dict[str, LookupTable]:
     """Operator -> table, of every quantized operator of *plan* (solved) that is looked up in one.
 
     *settings*: of single operators, instead of the plan's; where neither says anything, the default. Tables are made for the
-    inputs that *statistics* saw. *raises* `PlanError`, `UnknownName`, `NumericsError`, naming the operator.
+    inputs that *statistics* saw. *known*: tables made before, which are taken as they are, and to which new ones are added. *raises* `PlanError`, `UnknownName`, `NumericsError`, naming the operator.
     """
     settings = settings or {}
     names = table_operators(graph, plan)
@@ -41,13 +46,14 @@ def build_tables(
         assert read is not None
         q_in = _solved(plan, name, read, "input")
         q_out = _solved(plan, name, graph.op(name).outputs[0], "output")
-        found[name] = table_of(
-            graph.op(name),
-            q_in,
-            q_out,
-            settings.get(name) or plan.ops[name].table,
-            weights=seen_codes(graph, statistics, name, q_in),
-        )
+        key = (name, q_in, q_out, settings.get(name) or plan.ops[name].table)
+        if known is None or key not in known:
+            weights = seen_codes(graph, statistics, name, q_in)
+            found[name] = table_of(graph.op(name), q_in, q_out, key[3], weights=weights)
+        else:
+            found[name] = known[key]
+        if known is not None:
+            known[key] = found[name]
     return found
 
 

@@ -10,17 +10,15 @@ from typing import Any
 
 from torch import nn
 
-from bitwright.flow.accuracy import measure_accuracy
 from bitwright.flow.bench import Bench, open_bench
 from bitwright.flow.choosing import choose_precisions, choose_thresholds, nothing_to_choose
 from bitwright.flow.exports import for_exports, make_exports
 from bitwright.flow.outputs import check_writable, write_search, write_tune
 from bitwright.flow.progress import Silence, Watcher
 from bitwright.flow.ranking import rank, state_path
-from bitwright.flow.result import Chosen, Stage, Tuned
+from bitwright.flow.result import Chosen, Stage, Tuned, with_accuracy
 from bitwright.flow.settings import Settings
 from bitwright.graph.graph import Graph
-from bitwright.plan.plan import Plan
 from bitwright.search.sensitivity import Sensitivity
 
 
@@ -75,7 +73,7 @@ def tune(
         "mixed": Stage(search.choice.plan, search.choice.similarity),
     }
     if bench.dataset.labels is not None:
-        stages = _with_accuracy(bench, stages, watcher)
+        stages = with_accuracy(bench, stages, watcher)
         clock.lap("accuracy")
     exports = make_exports(bench, search.choice.plan, settings, watcher, clock.lap)
     result = Tuned(
@@ -114,9 +112,3 @@ def repair(
     )
     lap("choice")
     return ranking.rows, replace(chosen, kept=kept)
-
-
-def _with_accuracy(bench: Bench, stages: dict[str, Stage], watcher: Watcher) -> dict[str, Stage]:
-    distinct: dict[int, Plan | None] = {id(s.plan): s.plan for s in stages.values()}
-    measured = measure_accuracy(bench, {str(k): p for k, p in distinct.items()}, watcher)
-    return {name: replace(s, accuracy=measured[str(id(s.plan))]) for name, s in stages.items()}

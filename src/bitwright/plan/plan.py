@@ -15,6 +15,8 @@ from bitwright.numerics.table_settings import TableSettings
 from bitwright.plan.target import PRECISIONS, Precision
 
 FORMAT = "bitwright-plan/1"
+#: The method of values whose parameters were learned, or followed by an observer: no statistics give them again.
+LEARNED = "observer"
 ValueRole = Literal["activation", "weight", "bias", "constant"]
 
 
