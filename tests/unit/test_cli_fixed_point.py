@@ -13,6 +13,8 @@ import pytest
 from onnx import helper
 from tests.unit.cli_cases import Command, make_model
 
+from bitwright.cli.options import DataFlags, QuantizeFlags
+from bitwright.cli.record import record_of
 from bitwright.plan.plan import Plan
 
 #: Operators of an integer model that compute, move or shape integers; Q/DQ stand at its ends.
@@ -211,6 +213,42 @@ def test_a_plan_of_another_network_is_refused(
     error = bitwright("verify", tmp_path, "--model", attentive).error
     assert "a plan of soft" in error
     assert "softmax" in error
+
+
+def test_a_plan_for_another_target_is_refused(
+    bitwright: Command, model: Path, data: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "x" / "plan.json"
+    common = ("quantize", model, "--data", data, "-o", tmp_path / "x", "-q")
+    assert bitwright(*common, "--target", "generic-int8").status == 0
+
+    assert bitwright(*common, "--target", "bm1684", "--plan", plan).error == (
+        f"bitwright: error: {plan}: expected a plan for the target bm1684; found one for generic-int8. "
+        "Give --target generic-int8, or a plan made for bm1684."
+    )
+
+
+def test_the_record_takes_no_name_for_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder called like the target, or like a module, once became an absolute path that named nothing."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("journey6", "loader", "network"):
+        Path(folder).mkdir()
+    Path("samples.npz").write_bytes(b"")
+    names = record_of("network:make", QuantizeFlags("journey6"), DataFlags("loader:samples"), "qdq")
+    assert (names.model, names.quantize.target, names.data.data) == (
+        "network:make",
+        "journey6",
+        "loader:samples",
+    )
+
+    data = DataFlags("samples.npz", labels=Path("labels.txt"), calibration_data="loader")
+    Path("labels.txt").write_text("")
+    paths = record_of("net.py:make", QuantizeFlags("chips/mine.yaml"), data, "both")
+    assert paths.model == f"{tmp_path / 'net.py'}:make"
+    assert paths.quantize.target == str(tmp_path / "chips" / "mine.yaml")
+    assert paths.data.data == str(tmp_path / "samples.npz")
+    assert paths.data.labels == tmp_path / "labels.txt"
+    assert paths.data.calibration_data == str(tmp_path / "loader")
 
 
 def test_a_folder_whose_files_are_gone_is_refused(

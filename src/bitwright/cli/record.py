@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from bitwright.cli.options import DataFlags, QuantizeFlags
 from bitwright.errors import DataError
 from bitwright.flow.outputs import write_json
 from bitwright.flow.settings import Export
+from bitwright.plan.target import is_target_file
 
 NAME = "job.json"
-#: Flags that may name files.
-_PLACES = ("data", "labels", "calibration_data", "target")
-Flags = TypeVar("Flags", DataFlags, QuantizeFlags)
+#: Flags that may name files or folders.
+_PLACES = ("data", "labels", "calibration_data")
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,10 @@ class Record:
 
 def record_of(model: str, quantize: QuantizeFlags, data: DataFlags, export: Export) -> Record:
     """The record of a job."""
-    return Record(_absolute(model), _with_absolute(quantize), _with_absolute(data), export)
-
-
-def _with_absolute(flags: Flags) -> Flags:
-    given = {f.name: getattr(flags, f.name) for f in fields(flags) if f.name in _PLACES}
+    target = str(Path(quantize.target).resolve()) if is_target_file(quantize.target) else quantize.target
+    given = {name: getattr(data, name) for name in _PLACES}
     places = {name: _absolute(str(place)) for name, place in given.items() if place is not None}
-    return replace(flags, **_typed(places))
+    return Record(_absolute(model), replace(quantize, target=target), replace(data, **_typed(places)), export)
 
 
 def _typed(flags: dict[str, Any]) -> dict[str, Any]:
@@ -68,8 +65,8 @@ def _typed(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(place: str) -> str:
-    """*place* with the path in it absolute: a file or folder, or the file before `:function`."""
+    """*place* with the path in it absolute: a file or folder, or the Python file before `:function`."""
     file, colon, function = place.rpartition(":")
     if Path(place).exists():
         return str(Path(place).resolve())
-    return f"{Path(file).resolve()}{colon}{function}" if file and Path(file).exists() else place
+    return f"{Path(file).resolve()}{colon}{function}" if file.endswith(".py") else place

@@ -9,6 +9,7 @@ from bitwright.cli.search_options import SearchFlags
 from bitwright.data.images import ImageOptions
 from bitwright.data.parse import parse_dtype, parse_floats, parse_named_shapes, parse_shape, parse_size
 from bitwright.errors import DataError, UnknownName
+from bitwright.flow.exports import for_exports
 from bitwright.flow.model_source import import_object, source_text
 from bitwright.flow.settings import Export, SearchMethod, Settings
 from bitwright.plan.cost import parse_budget
@@ -36,7 +37,7 @@ def settings_of(
     method, search_method = (
         _methods(quantize.method) if is_search else (quantize.method, _DEFAULT.search_method)
     )
-    return Settings(
+    found = Settings(
         target=quantize.target,
         method=method,
         methods=_names(search.methods),
@@ -70,8 +71,8 @@ def settings_of(
         ray=search.ray,
         evaluate=evaluate,
         export=export,
-        tables=export != "qdq",
     )
+    return for_exports(found)
 
 
 def refuse_unused(job: str, search: SearchFlags, *fields: str, **given: bool) -> None:

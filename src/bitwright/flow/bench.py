@@ -158,8 +158,15 @@ def open_bench(
 
 
 def given_plan(bench: Bench, path: Path) -> Plan:
-    """The solved plan in the file *path*, of the network of *bench*. *raises* `PlanError` for one of another network."""
+    """The solved plan in the file *path*, of the network and target of *bench*. *raises* `PlanError` for one of another."""
     plan = Plan.load(path)
+    if plan.target != bench.target.name:
+        raise PlanError(
+            str(path),
+            expected=f"a plan for the target {bench.target.name}",
+            found=f"one for {plan.target}",
+            remedy=f"Give --target {plan.target}, or a plan made for {bench.target.name}.",
+        )
     odd = sorted(set(bench.plan.ops) ^ set(plan.ops))
     if odd:
         raise PlanError(

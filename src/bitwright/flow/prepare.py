@@ -23,10 +23,7 @@ from bitwright.ops.dropout import Dropout
 from bitwright.ops.recurrent import StackedRecurrent
 from bitwright.plan.assign import assign
 from bitwright.plan.plan import LEARNED, Plan
-from bitwright.plan.qconfig import (
-    QconfigSetter,
-    as_setters,
-)
+from bitwright.plan.qconfig import QconfigSetter, as_setters
 from bitwright.plan.setters import default_qat_qconfig_setter
 from bitwright.plan.target import Precision, Target, load_target
 from bitwright.rewrite.decompose_attention import decompose_attention
@@ -75,7 +72,8 @@ def prepare(
     choices = choose(folded, wished, setters)
     infinite = _infinite_values(folded, example)
     plan = _plan(folded, chip, choices, infinite)
-    wishes = Wishes(granted(plan, choices), report_of(folded, plan, choices))
+    got = granted(plan, choices)
+    wishes = Wishes(got, report_of(folded, plan, choices, got))
     prepared = insert_quantizers(graph, folded, plan, chip, wishes, example)
     _take_modes(prepared, model)
     if batchnorm == "frozen":

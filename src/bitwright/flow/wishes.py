@@ -143,12 +143,11 @@ _COLUMNS = (
 )
 
 
-def report_of(folded: Graph, plan: Plan, choices: Mapping[str, Choice]) -> Table:
-    """What each operator asked for, what it got, by which rule, and why it differs."""
+def report_of(folded: Graph, plan: Plan, choices: Mapping[str, Choice], got: Mapping[str, QConfig]) -> Table:
+    """What each operator asked for, what it *got* (`granted`), by which rule, and why it differs."""
     weighted = {
         r.op for v in folded.values.values() if v.is_constant for r in v.readers if r.role == "weight"
     }
-    got = granted(plan, choices)
     rows = []
     for name, entry in plan.ops.items():
         choice, qconfig = choices[name], got.get(name)

@@ -137,13 +137,18 @@ def target_names() -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
+def is_target_file(name: str | Path) -> bool:
+    """Whether *name* stands for a YAML file, not for a target that comes with Bitwright."""
+    return Path(name).suffix in (".yaml", ".yml")
+
+
 def load_target(name: str | Path) -> Target:
     """The target called *name*, or read from the YAML file *name*.
 
     *raises* `UnknownName` for an unknown name, `TargetError` for a file that is missing or wrong (saying which field).
     """
     path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
+    if is_target_file(name):
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as e:
