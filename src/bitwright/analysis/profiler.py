@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -31,7 +32,7 @@ _COLUMNS = tuple(
 
 @dataclass
 class _Seen:
-    """Extremes and moments of the tensors at one place, over all calls; sums in float64."""
+    """Extremes and moments of the tensors at one place, over all calls; sums in float64. One NaN makes all of them NaN."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -45,7 +46,9 @@ class _Seen:
         if not x.numel():
             return
         values = x.detach().double()
-        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+        # NumPy's extremes hand NaN on; Python's depend on the order of their arguments.
+        self.low = float(np.minimum(self.low, float(values.min())))
+        self.high = float(np.maximum(self.high, float(values.max())))
         self.total += float(values.sum())
         self.squares += float((values**2).sum())
         self.count += values.numel()
@@ -56,14 +59,15 @@ class _Seen:
 
     @property
     def variance(self) -> float:
-        return max(0.0, self.squares / self.count - self.mean**2)
+        return float(np.maximum(0.0, self.squares / self.count - self.mean**2))
 
 
 class ModelProfiler:
     """`with ModelProfiler(model, out_dir) as p: model(x)`, then `p.get_info_manager.table()`.
 
-    Statistics of inputs, outputs, weights and biases of every operator, or module without modules of its own, over all calls inside the
-    `with`; never the values. In a prepared model the scale is that of the value's quantizer. *raises* `ModelError` for what is no module.
+    Statistics of inputs and outputs of every operator, or module without modules of its own, over all calls inside the `with`, and of its
+    weights and biases at the first; never the values. In a prepared model the scale is that of the value's quantizer. *out_dir*: gets the
+    table as files; None: nothing is written. *raises* `ModelError` for what is no module.
     """
 
     def __init__(self, model: nn.Module, out_dir: str | Path | None = None) -> None:
@@ -75,7 +79,7 @@ class ModelProfiler:
                 remedy="Give the model itself.",
             )
         self.model = model
-        self.out_dir = Path("." if out_dir is None else out_dir)
+        self.out_dir = out_dir
         self._handles: list[RemovableHandle] = []
         self._seen: dict[tuple[str, str], _Seen] = {}
 
@@ -100,8 +104,8 @@ class ModelProfiler:
                     suffix = "" if name == "0" else f" {name}"
                     self._add(path, f"{attribute}{suffix}", x)
             for name, parameter in module.named_parameters(recurse=False):
-                self._seen.pop((path, name), None)  # the same at every call
-                self._add(path, name, parameter)
+                if (path, name) not in self._seen:
+                    self._add(path, name, parameter)
 
         return hook
 
@@ -132,8 +136,10 @@ class InfoManager:
         prefixes: Collection[str] | None = None,
         types: Collection[str] | None = None,
     ) -> Table:
-        """One row for each tensor of each module, in the order of first execution; also as `statistic.txt` and `.csv` in *out_dir* (default:
-        the profiler's). *prefixes*: of module names; *types*: names of classes or kinds. *raises* `ModelError` if nothing ran, `OutputError`.
+        """One row for each tensor of each module, in the order of first execution.
+
+        *out_dir*: gets it as `statistic.txt` and `.csv` (None: the profiler's folder, if it has one). *prefixes*: of module names.
+        *types*: names of classes or kinds. *raises* `ModelError` if nothing ran, `OutputError`.
         """
         if not self.profiler._seen:
             raise ModelError(
@@ -149,10 +155,10 @@ class InfoManager:
                 continue
             rows.append(self._row(len(rows), path, kind, attribute, seen))
         table = Table("Statistics of every module", _COLUMNS, tuple(rows))
-        folder = self.profiler.out_dir if out_dir is None else Path(out_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "statistic.txt", f"{table}\n")
-        write_text(folder / "statistic.csv", table.to_csv())
+        folder = self.profiler.out_dir if out_dir is None else out_dir
+        if folder is not None:
+            write_text(Path(folder) / "statistic.txt", f"{table}\n")
+            write_text(Path(folder) / "statistic.csv", table.to_csv())
         return table
 
     def _row(self, index: int, path: str, kind: str, attribute: str, seen: _Seen) -> dict[str, Any]:

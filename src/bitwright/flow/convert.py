@@ -39,8 +39,9 @@ from bitwright.train.states import FakeQuantState
 
 @dataclass(frozen=True)
 class Decided:
-    """A prepared model as other stages take it: *graph* with batch normalisation folded and weights on their codes, and *plan*
-    with the learned parameters.
+    """A prepared model as other stages take it.
+
+    *graph*: with batch normalisation folded and weights on their codes. *plan*: with the learned parameters.
     """
 
     graph: Graph
@@ -48,8 +49,9 @@ class Decided:
 
 
 def decided(model: nn.Module) -> Decided:
-    """What *model* (prepared, or wrapping such) has learned. *raises* `PlanError` naming an observer that never ran,
-    `ModelError` if the model was changed since `prepare`.
+    """What *model* (prepared, or wrapping such) has learned.
+
+    *raises* `PlanError` naming an observer that never ran, `ModelError` if the model was changed since `prepare`.
     """
     prepared = prepared_in(model)
     prepared.check_unchanged()
@@ -102,7 +104,6 @@ class _Decision:
         for name, entry in plan.values.items():
             if entry.role == "bias":
                 values[name] = bias_entry(folded, self.facts.target, plan, values, name)
-        _warn_of_saturation(values)
         return Decided(folded, replace(plan, values=values))
 
     def _qparams(
@@ -164,10 +165,12 @@ class _Decision:
         return all(is_quantized(self.facts.plan, r.op) for r in self.graph.value(name).readers)
 
 
-def _warn_of_saturation(values: Mapping[str, ValueEntry]) -> None:
-    found = [f"{name} ({e.why})" for name, e in values.items() if e.role == "bias" and e.qparams and e.why]
+def _warn_of_saturation(plan: Plan) -> None:
+    """Tells whoever called the function that calls this one."""
+    values = plan.values.items()
+    found = [f"{name} ({e.why})" for name, e in values if e.role == "bias" and e.qparams and e.why]
     if found:
-        warnings.warn(f"biases do not fit into the chip's format: {'; '.join(found[:4])}", stacklevel=4)
+        warnings.warn(f"biases do not fit into the chip's format: {'; '.join(found[:4])}", stacklevel=3)
 
 
 # --- the int8 module -------------------------------------------------------------------------------------------
@@ -266,16 +269,20 @@ def _mapped(structure: Any, change: Callable[[Any], Any]) -> Any:
         return {key: _mapped(part, change) for key, part in structure.items()}
     if isinstance(structure, (list, tuple)):
         parts = [_mapped(part, change) for part in structure]
-        return type(structure)(*parts) if hasattr(structure, "_fields") else type(structure)(parts)
+        if hasattr(structure, "_fields"):
+            return type(structure)(*parts)
+        # A list of fx, which nobody can append to, becomes a plain one.
+        return parts if isinstance(structure, list) else type(structure)(parts)
     return change(structure)
 
 
 def convert(model: nn.Module) -> QuantizedModel:
-    """The true int8 (or int16, or mixed) form of a calibrated or trained *model*. *model* is not changed; its mode does not matter.
+    """The true int8 (or int16, or mixed) form of a calibrated or trained *model*, which is not changed; its mode does not matter.
 
     *raises* `PlanError` for observers that never ran, `ModelError` for operators without an ONNX form.
     """
     found = decided(model)
+    _warn_of_saturation(found.plan)
     return QuantizedModel.of(found.graph, found.plan, export_qdq(found.graph, found.plan))
 
 
@@ -290,14 +297,15 @@ class Exported:
 
 
 def export(model: nn.Module, path: str | Path, *, integers: bool = False) -> Exported:
-    """Write *model* as the QDQ ONNX file that `tune` writes, or in *integers* alone, with its look-up tables; beside it the plan
-    (`NAME.plan.json`); and prove it on the example.
+    """Write *model* as the QDQ ONNX file that `tune` writes, beside it the plan (`NAME.plan.json`), and prove it on the example.
 
+    *integers*: write it in integer operators alone, with its look-up tables.
     *raises* as `convert`; `ProofError` if ONNX Runtime computes something else than the simulation, `OutputError`.
     """
     place = Path(path)
     check_writable(place.parent)
     found = decided(model)
+    _warn_of_saturation(found.plan)
     graph, plan, islands = found.graph, found.plan, dict[str, str]()
     if integers:
         tables = build_tables(graph, plan, Statistics())
