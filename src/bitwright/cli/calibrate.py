@@ -27,10 +27,10 @@ def run(model: Model, data: DataFlags, quantize: QuantizeFlags, result: ResultFl
     folder = result.folder(model, quantize.target)
     with job(folder, quiet=result.quiet) as watcher:
         settings = settings_of(data, quantize)
-        _, table = run_calibration(model, data.data, output=folder, settings=settings, watcher=watcher)
+        bench, table = run_calibration(model, data.data, output=folder, settings=settings, watcher=watcher)
     if result.json:
         print_json(table.to_json())
     else:
         print_table(table, limit=_ROWS, more=str(folder / "ranges.csv"))
-        print_files(folder, "_cali_table", "ranges.csv")
+        print_files(folder, "_cali_table", "ranges.csv", model=bench.name)
     return 0

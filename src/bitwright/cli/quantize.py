@@ -53,5 +53,6 @@ def run(
             "ranges.csv",
             "plan.json",
             "summary.json",
+            model=made.bench.name,
         )
     return 0

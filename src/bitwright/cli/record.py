@@ -9,11 +9,11 @@ from typing import Any
 
 from bitwright.cli.options import DataFlags, QuantizeFlags
 from bitwright.errors import DataError
+from bitwright.flow.exports import RECORD
 from bitwright.flow.outputs import write_json
 from bitwright.flow.settings import Export
 from bitwright.plan.target import is_target_file
 
-NAME = "job.json"
 #: Flags that may name files or folders.
 _PLACES = ("data", "labels", "calibration_data")
 
@@ -31,12 +31,12 @@ class Record:
         """Write `job.json`. *raises* `OutputError`."""
         data = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.data).items()}
         found = {"model": self.model, "quantize": asdict(self.quantize), "data": data, "export": self.export}
-        write_json(folder / NAME, found)
+        write_json(folder / RECORD, found)
 
     @classmethod
     def load(cls, folder: Path) -> Record:
         """Read `job.json`. *raises* `DataError` if there is none that can be read."""
-        path = folder / NAME
+        path = folder / RECORD
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             data = DataFlags(**_typed(found["data"]))

@@ -13,13 +13,14 @@ from bitwright.flow.outputs import stage_table, summary
 from bitwright.flow.result import Tuned
 from bitwright.runtime.proof import Proof
 
-#: What the files of results hold, by the end of their name.
+#: What the files of results hold: by their name, or by what follows the model's.
 _FILES = {
     "report.html": "tables and charts",
     "_qdq.onnx": "the quantized model, for ONNX Runtime",
     "_integer.onnx": "the same in integer operators alone, for any ONNX runtime",
     "accumulators.csv": "the largest sum that every operator can reach",
     "_qat.onnx": "the trained, quantized model, for ONNX Runtime",
+    "_qat.plan.json": "every decision and its reason",
     "history.csv": "loss and accuracy of every epoch",
     "_qtable": "precision of every operator",
     "new_cali_table": "thresholds of every value, as the search chose them",
@@ -41,12 +42,16 @@ EXPORT_FILES = ("_qdq.onnx", "_integer.onnx", "accumulators.csv")
 SEARCH_FILES = ("_qtable", "new_cali_table", "sensitivity.csv", "search.log", "plan.json", "summary.json")
 
 
-def print_files(folder: Path, *ends: str) -> None:
-    """The result files of *folder* whose names end so (each an entry of `_FILES`), each with what it holds."""
-    found = [(f.name, _FILES[end]) for end in ends for f in sorted(folder.glob(f"*{end}"))]
-    width = max((len(name) for name, _ in found), default=0)
+def print_files(folder: Path, *files: str, model: str = "") -> None:
+    """Those of *files* (keys of `_FILES`) that are in *folder*, each with what it holds.
+
+    *model*: the name that the model's files begin with; those of another model are not listed.
+    """
+    names = {f"{model}{file}" if file.startswith("_") else file: _FILES[file] for file in files}
+    found = {name: says for name, says in names.items() if (folder / name).exists()}
+    width = max(map(len, found), default=0)
     print(f"\nResults in {folder}:")
-    for name, says in found:
+    for name, says in found.items():
         print(f"  {name.ljust(width)}  {says}")
 
 
@@ -65,7 +70,7 @@ def print_tuned(tuned: Tuned, folder: Path, *, as_json: bool) -> int:
         print_table(stage_table(tuned.bench, tuned.stages))
         print_changed(tuned.choice.groups)
         print_exports(tuned.exports)
-        print_files(folder, "report.html", *EXPORT_FILES, *SEARCH_FILES)
+        print_files(folder, "report.html", *EXPORT_FILES, *SEARCH_FILES, model=tuned.bench.name)
     return verdict(tuned.reached, tuned.choice.similarity, tuned.expected_cos, folder)
 
 

@@ -59,6 +59,7 @@ _JOINT_FILES = (
     "plan.json",
     "summary.json",
 )
+_WALK_FILES = ("_qtable", "new_cali_table", "layers.csv", "plan.json", "summary.json")
 
 
 @flat
@@ -152,7 +153,7 @@ def _walk_result(found: MixedResult, folder: Path, settings: Settings, *, quiet:
     if not quiet:
         print_table(layer_table(found.walk))
         print_choice(found.walk.float_groups, int8=found.walk.initial, mixed=found.walk.similarity)
-        print_files(folder, "_qtable", "new_cali_table", "layers.csv", "plan.json", "summary.json")
+        print_files(folder, *_WALK_FILES, model=found.bench.name)
     sys.stdout.flush()
     return verdict(found.reached, found.walk.similarity, settings.expected_cos, folder, _WALK_ADVICE)
 
@@ -172,7 +173,8 @@ def _joint_result(found: JointSearch, folder: Path, *, quiet: bool) -> int:
             )
         print(f"\nint8: cosine {found.int8.cosine:.6f}; chosen: cosine {found.choice.similarity:.6f}.")
         print_changed(found.choice.groups)
-        print_files(folder, *_JOINT_FILES)
+        written = [f for f in _JOINT_FILES if f != "interactions.csv" or found.explanation is not None]
+        print_files(folder, *written, model=found.bench.name)
     sys.stdout.flush()
     if found.min_metric is not None:
         best = max(found.metrics[str(i)] for i in range(len(found.choice.tried)))

@@ -82,6 +82,6 @@ def run(
             shown = replace(table, columns=tuple(c for c in table.columns if c.key not in _NOT_SHOWN))
             print_table(shown, limit=_ROWS, more=str(folder / "sensitivity.csv"))
             print_choice(found.choice.float_groups, int8=found.int8, mixed=found.choice.similarity)
-        print_files(folder, *SEARCH_FILES)
+        print_files(folder, *SEARCH_FILES, model=found.bench.name)
     sys.stdout.flush()
     return verdict(found.reached, found.choice.similarity, settings.expected_cos, folder)

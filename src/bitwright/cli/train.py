@@ -40,6 +40,9 @@ class OutputFlags:
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False
 
 
+_FILES = ("_qat.onnx", "_qat.plan.json", "report.html", "history.csv", "summary.json")
+
+
 @flat
 def run(recipe: RecipeFile, result: OutputFlags) -> int:
     """Parse, train, print. *returns* the exit status."""
@@ -49,5 +52,5 @@ def run(recipe: RecipeFile, result: OutputFlags) -> int:
         print_json(trained.table().to_json())
     else:
         print_table(trained.table())
-        print_files(result.output, "_qat.onnx", "plan.json", "report.html", "history.csv", "summary.json")
+        print_files(result.output, *_FILES, model=trained.name)
     return 0

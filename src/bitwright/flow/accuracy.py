@@ -12,7 +12,7 @@ from bitwright.errors import DataError
 from bitwright.flow.bench import BATCH, Bench, batches_of
 from bitwright.flow.progress import Watcher
 from bitwright.plan.plan import Plan
-from bitwright.plan.reads import quantized_reads
+from bitwright.search.evaluator import Run
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,22 @@ class Accuracy:
 
 def measure_accuracy(bench: Bench, plans: Mapping[str, Plan | None], watcher: Watcher) -> dict[str, Accuracy]:
     """Accuracy of each plan (None: the float network) on all labelled samples of the bench's data."""
+    watcher.stage("measuring accuracy", len(bench.dataset))
+    return accuracy_of(bench, {n: bench.evaluator.running(p) for n, p in plans.items()}, watcher)
+
+
+def accuracy_of(bench: Bench, runs: Mapping[str, Run], watcher: Watcher) -> dict[str, Accuracy]:
+    """As `measure_accuracy`, of any forms of the network."""
     labels = bench.dataset.labels
     assert labels is not None
     output = _class_output(bench)
-    reads = {name: {} if p is None else quantized_reads(bench.graph, p) for name, p in plans.items()}
-    hits = {name: torch.zeros(2) for name in plans}
+    hits = {name: torch.zeros(2) for name in runs}
     seen = 0
-    watcher.stage("measuring accuracy", len(bench.dataset))
     for batch in batches_of(bench, bench.dataset, BATCH):
         inputs = {i.name: batch[i.name] for i in bench.graph.info.inputs}
         n = next(iter(inputs.values())).shape[0]
-        for name, r in reads.items():
-            logits = bench.evaluator.replay.run(inputs, r)[output]
-            hits[name] += _hits(logits, labels[seen : seen + n])
+        for name, run in runs.items():
+            hits[name] += _hits(run(inputs)[output], labels[seen : seen + n])
         seen += n
         watcher.advance(n)
     return {name: Accuracy(float(h[0]) / seen, float(h[1]) / seen) for name, h in hits.items()}

@@ -13,7 +13,7 @@ from bitwright.errors import ModelError, ProofError
 from bitwright.exporters.integer import IntegerModel, lower
 from bitwright.exporters.onnx_float import save_model
 from bitwright.exporters.onnx_qdq import export_qdq
-from bitwright.files import write_text
+from bitwright.files import remove, write_text
 from bitwright.flow.bench import Bench, batches_of, take
 from bitwright.flow.progress import Watcher
 from bitwright.flow.settings import Export, Settings
@@ -28,14 +28,19 @@ from bitwright.table import Column, Table
 
 #: What follows the model's name in a file's.
 QDQ, INTEGER = "_qdq.onnx", "_integer.onnx"
+#: The largest sums of the integer file.
+ACCUMULATORS = "accumulators.csv"
+#: From what the files of a folder were made; `verify` refuses a folder without it.
+RECORD = "job.json"
 #: Samples of a proof: every operator is compared on each of them.
 PROOF_SAMPLES = 16
 
 
 @dataclass(frozen=True)
 class Exports:
-    """*plan*: what the files hold, down to the dividing points of tables. *proofs*: of the files there are, by what follows the model's
-    name; the integer file against the simulation with tables."""
+    """*plan*: what the files hold, down to the dividing points of tables. *proofs*: of the files there are, by what
+    follows the model's name; of the integer file against the simulation with tables.
+    """
 
     plan: Plan
     qdq: onnx.ModelProto | None
@@ -103,13 +108,25 @@ def prove(
     return proofs
 
 
-def write_exports(folder: Path, name: str, exports: Exports) -> None:
-    """`NAME_qdq.onnx`, `NAME_integer.onnx` with `accumulators.csv`, those there are."""
-    if exports.qdq is not None:
-        save_model(exports.qdq, folder / f"{name}{QDQ}")
-    if exports.integer is not None:
-        save_model(exports.integer.model, folder / f"{name}{INTEGER}")
-        write_text(folder / "accumulators.csv", exports.integer.proofs().to_csv())
+def write_exports(folder: Path, name: str, exports: Exports, watcher: Watcher) -> None:
+    """`NAME_qdq.onnx`, `NAME_integer.onnx` with `accumulators.csv`, those there are.
+
+    Of an earlier job in *folder*, first its record and summary are removed, so that an interruption leaves nothing that
+    passes for whole; then those of its files that this job does not write: they are not of this plan.
+    """
+    integer = exports.integer
+    for mark in (RECORD, "summary.json"):
+        remove(folder / mark)
+    for end, model in ((QDQ, exports.qdq), (INTEGER, None if integer is None else integer.model)):
+        place = folder / f"{name}{end}"
+        if model is not None:
+            save_model(model, place)
+        elif remove(place):
+            watcher.note(f"removed {place}: an earlier run made it, from another plan than this one's")
+    if integer is None:
+        remove(folder / ACCUMULATORS)
+    else:
+        write_text(folder / ACCUMULATORS, integer.proofs().to_csv())
 
 
 def read_exports(folder: Path, name: str, export: Export) -> dict[str, onnx.ModelProto]:

@@ -11,9 +11,10 @@ from typing import Any
 
 from bitwright.errors import OutputError
 from bitwright.exporters.tpu_mlir import write_calibration_table, write_qtable
-from bitwright.files import write_text
+from bitwright.files import remove, write_text
 from bitwright.flow.bench import Bench, fixed_batch
-from bitwright.flow.exports import Exports, exports_json, island_table, write_exports
+from bitwright.flow.exports import RECORD, Exports, exports_json, island_table, write_exports
+from bitwright.flow.progress import Watcher
 from bitwright.flow.result import Stage, Tuned
 from bitwright.plan.plan import Plan
 from bitwright.report.page import Page, Section, write_page
@@ -43,6 +44,12 @@ def check_writable(folder: Path) -> Path:
 def write_json(path: Path, data: Any) -> None:
     """`write_text` of JSON."""
     write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """`plan.json`. The record of an earlier job goes: `verify` would compare that job's files with this plan."""
+    remove(folder / RECORD)
+    plan.save(folder / "plan.json")
 
 
 # --- tables ----------------------------------------------------------------------------------------------------
@@ -88,11 +95,11 @@ def sensitivity_table(
 
 
 #: How stages are called for people.
-_TITLES = {"tuned": "int8 + new thresholds"}
+_TITLES = {"tuned": "int8 + new thresholds", "integer": "integer file"}
 
 
 def stage_table(bench: Bench, stages: Mapping[str, Stage]) -> Table:
-    """The final table, a line for each stage: of `tune` float / int8 / int8 + new thresholds / mixed."""
+    """The final table, a line for each stage: of `tune` float / int8 / int8 + new thresholds / mixed / integer file."""
     columns: tuple[Column, ...] = (Column("model", "model"), Column("cosine", "cosine", "", 6))
     if any(stage.accuracy is not None for stage in stages.values()):
         columns += (Column("top1", "top-1", "%", 2), Column("top5", "top-5", "%", 2))
@@ -102,7 +109,7 @@ def stage_table(bench: Bench, stages: Mapping[str, Stage]) -> Table:
         row: dict[str, Any] = {"model": _TITLES.get(key, key), "cosine": stage.cosine}
         if stage.accuracy is not None:
             row |= {"top1": 100 * stage.accuracy.top1, "top5": 100 * stage.accuracy.top5}
-        row["float_ops"] = "all" if stage.plan is None else len(stage.plan.float_groups)
+        row["float_ops"] = "all" if stage.float_ops is None else stage.float_ops
         rows.append(row)
     return Table(f"{bench.name} on {bench.target.name}", columns, tuple(rows))
 
@@ -194,12 +201,12 @@ def _log(bench: Bench, rows: Sequence[Sensitivity], choice: Choice, int8: float)
 # --- files of tune ---------------------------------------------------------------------------------------------
 
 
-def write_tune(folder: Path, result: Tuned) -> None:
+def write_tune(folder: Path, result: Tuned, watcher: Watcher) -> None:
     """Everything that `tune` promises, the summary last."""
     bench = result.bench
     write_search(folder, bench, result.rows, result.choice, result.stages["int8"].cosine)
-    write_exports(folder, bench.name, result.exports)
-    write_json(folder / "plan.json", result.plan.to_json())
+    write_exports(folder, bench.name, result.exports, watcher)
+    write_plan(folder, result.plan)
     write_page(folder / "report.html", tune_page(result))
     write_json(folder / "summary.json", summary(result))
 
@@ -215,7 +222,7 @@ def summary(result: Tuned) -> dict[str, Any]:
             "inference": bench.inference_samples,
             "accuracy": 0 if bench.dataset.labels is None else len(bench.dataset) // batch * batch,
         },
-        **{name: stage.to_json() for name, stage in result.stages.items()},
+        **figures_json(result.stages, result.exports),
         "expected_cos": result.expected_cos,
         "reached": result.reached,
         "new_thresholds_kept": result.chosen.kept,
@@ -225,9 +232,14 @@ def summary(result: Tuned) -> dict[str, Any]:
         "opaque": list(bench.graph.info.opaque),
         "seconds": {k: round(v, 3) for k, v in result.seconds.items()},
         "forward_passes": round(bench.evaluator.effort.forward_passes, 2),
-        **exports_json(result.exports),
         "versions": versions(),
     }
+
+
+def figures_json(stages: Mapping[str, Stage], exports: Exports) -> dict[str, Any]:
+    """The stages by name, and what is known of the files; under `integer` both."""
+    files = exports_json(exports)
+    return {name: {**stage.to_json(), **files.pop(name, {})} for name, stage in stages.items()} | files
 
 
 def versions() -> dict[str, str]:

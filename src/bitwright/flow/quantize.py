@@ -11,17 +11,19 @@ from torch import nn
 
 from bitwright.flow.bench import Bench, given_plan, open_bench
 from bitwright.flow.calibration import range_table, write_ranges
-from bitwright.flow.exports import Exports, exports_json, for_exports, make_exports, write_exports
+from bitwright.flow.exports import Exports, for_exports, make_exports, write_exports
 from bitwright.flow.outputs import (
     check_writable,
     export_sections,
+    figures_json,
     stage_table,
     versions,
     write_json,
+    write_plan,
     write_tables,
 )
 from bitwright.flow.progress import Silence, Watcher
-from bitwright.flow.result import Stage, with_accuracy
+from bitwright.flow.result import Stage, integer_stage, with_accuracy
 from bitwright.flow.settings import Settings
 from bitwright.graph.graph import Graph
 from bitwright.report.page import Page, Section, write_page
@@ -29,7 +31,7 @@ from bitwright.report.page import Page, Section, write_page
 
 @dataclass(frozen=True)
 class Quantized:
-    """What `quantize` made. *stages*: `float` and `quantized`."""
+    """What `quantize` made. *stages*: `float`, `quantized`, and `integer` where there is such a file."""
 
     bench: Bench
     exports: Exports
@@ -48,8 +50,10 @@ def run_quantize(
 ) -> Quantized:
     """Quantize everything that the target allows, by one threshold method, without a search; export as the settings say, prove.
 
-    Writes `NAME_qdq.onnx`, `NAME_integer.onnx`, `plan.json`, the tables of vendor tools, `ranges.csv`, `report.html` and `summary.json` to
-    *output*. *plan*: a `plan.json` of this network, which is exported instead. *raises* the errors of every stage.
+    Writes `NAME_qdq.onnx`, `NAME_integer.onnx` with `accumulators.csv`, `plan.json`, the tables of vendor tools,
+    `ranges.csv`, `report.html` and `summary.json` to *output*; an earlier job's files of this model that are not of this
+    plan are removed from there. *plan*: a `plan.json` of this network and target, which is exported instead. *raises* the
+    errors of every stage.
     """
     settings, watcher = for_exports(settings or Settings()), watcher or Silence()
     folder = check_writable(Path(output))
@@ -62,8 +66,10 @@ def run_quantize(
         "quantized": Stage(bench.plan, bench.evaluator.evaluate(bench.plan)),
     }
     stages = with_accuracy(bench, stages, watcher)
-    result = Quantized(bench, make_exports(bench, bench.plan, settings, watcher), stages)
-    _write(folder, result)
+    exports = make_exports(bench, bench.plan, settings, watcher)
+    stages |= integer_stage(bench, exports, watcher)
+    result = Quantized(bench, exports, stages)
+    _write(folder, result, watcher)
     return result
 
 
@@ -74,20 +80,19 @@ def quantized_summary(result: Quantized) -> dict[str, Any]:
         "model": bench.name,
         "target": bench.target.name,
         "images": {"calibration": bench.calibration_samples, "inference": bench.inference_samples},
-        **{name: stage.to_json() for name, stage in result.stages.items()},
+        **figures_json(result.stages, result.exports),
         "float_ops": result.exports.plan.float_groups,
         "not_granted": bench.plan.refusals,
-        **exports_json(result.exports),
         "versions": versions(),
     }
 
 
-def _write(folder: Path, result: Quantized) -> None:
+def _write(folder: Path, result: Quantized, watcher: Watcher) -> None:
     bench = result.bench
-    write_exports(folder, bench.name, result.exports)
+    write_exports(folder, bench.name, result.exports, watcher)
     write_tables(folder, bench, result.exports.plan)
     write_ranges(folder, bench, range_table(bench))
-    write_json(folder / "plan.json", result.exports.plan.to_json())
+    write_plan(folder, result.exports.plan)
     subtitle = f"target {bench.target.name} · {bench.calibration_samples} calibration samples"
     sections = (Section(stage_table(bench, result.stages)), *export_sections(result.exports))
     write_page(folder / "report.html", Page(f"Bitwright: {bench.name}, quantized", subtitle, sections))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bitwright.exporters.integer import lower
 from bitwright.flow.bench import Bench
@@ -20,11 +19,9 @@ from bitwright.numerics.lut import LookupTable
 from bitwright.ops.table import with_tables
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
+from bitwright.search.evaluator import Run
 from bitwright.search.metric import Evaluate, measured
 from bitwright.search.simulated import SimulatedModel
-
-#: The outputs of a network for inputs by name.
-Run = Callable[[Mapping[str, Tensor]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -97,13 +94,5 @@ class TableScores:
 
     def of(self, run: Run, model: nn.Module) -> Score:
         """The score of any network: *run* by value names, *model* as a user calls it."""
-        evaluator = self.bench.evaluator
-        evaluator.reference()
-        rows = []
-        for inputs, reference in evaluator.pairs():
-            count = evaluator.samples(inputs)
-            found = evaluator.scored(dict(run(inputs)), count)
-            evaluator.count(inputs, 1.0)
-            rows.append(evaluator.similarity(reference, found)[0])
-        cosine = float(torch.cat(rows).mean())
+        cosine = self.bench.evaluator.evaluate_run(run)
         return Score(cosine, None if self._evaluate is None else measured(self._evaluate, model, self._where))

@@ -16,7 +16,7 @@ from bitwright.flow.exports import for_exports, make_exports
 from bitwright.flow.outputs import check_writable, write_search, write_tune
 from bitwright.flow.progress import Silence, Watcher
 from bitwright.flow.ranking import rank, state_path
-from bitwright.flow.result import Chosen, Stage, Tuned, with_accuracy
+from bitwright.flow.result import Chosen, Stage, Tuned, integer_stage, with_accuracy
 from bitwright.flow.settings import Settings
 from bitwright.graph.graph import Graph
 from bitwright.search.sensitivity import Sensitivity
@@ -76,6 +76,9 @@ def tune(
         stages = with_accuracy(bench, stages, watcher)
         clock.lap("accuracy")
     exports = make_exports(bench, search.choice.plan, settings, watcher, clock.lap)
+    if exports.integer is not None:
+        stages |= integer_stage(bench, exports, watcher)
+        clock.lap("integer")
     result = Tuned(
         bench,
         stages,
@@ -85,7 +88,7 @@ def tune(
         clock.seconds,
         settings.expected_cos,
     )
-    write_tune(folder, result)
+    write_tune(folder, result, watcher)
     if rows:
         state_path(settings, folder, "sensitivity").unlink(missing_ok=True)
     return result
@@ -99,8 +102,8 @@ def repair(
     watcher: Watcher,
     lap: Callable[[str], None] = lambda _: None,
 ) -> tuple[tuple[Sensitivity, ...], Chosen]:
-    """Rank the operators, choose thresholds, then precisions until the target is met; at most a tenth of the groups become float unless
-    the settings say otherwise. *lap*: called with the name of each part when it ends.
+    """Rank the operators, choose thresholds, then precisions until the target is met; at most a tenth of the groups become
+    float unless the settings say otherwise. *lap*: called with the name of each part when it ends.
     """
     ranking = rank(bench, settings, folder, watcher)
     lap("sensitivity")

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
+import torch
 from torch import Tensor
 
 from bitwright.errors import ModelError
@@ -89,6 +90,11 @@ class Session:
                 remedy="Check the shapes and types of the data.",
             ) from e
         return {name: np.asarray(x) for name, x in zip(wanted, found, strict=True)}
+
+    def tensors(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `run`, with all outputs as tensors on the device of the inputs."""
+        device = next(iter(inputs.values())).device
+        return {name: torch.from_numpy(x).to(device) for name, x in self.run(inputs).items()}
 
 
 def _array(x: Tensor | npt.NDArray[Any]) -> npt.NDArray[Any]:

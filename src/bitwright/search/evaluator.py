@@ -6,13 +6,14 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bitwright.errors import DataError, ModelError
 from bitwright.graph.graph import OUTPUT, Graph
-from bitwright.graph.replay import Environment, Reads, Replay, Stacking
+from bitwright.graph.replay import Reads, Replay, Stacking
 from bitwright.numerics.affine import fake_quantize
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
@@ -28,6 +29,8 @@ REFERENCE_BYTES = 256 * 2**20
 
 #: Makes an iterator over batches of the given number of samples; called once for each pass.
 Batches = Callable[[int], Iterable[Mapping[str, Tensor]]]
+#: The outputs of a network, perhaps among other values, for inputs by name.
+Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
 @dataclass
@@ -101,7 +104,7 @@ class Evaluator:
                     self._reference_bytes += size
             yield inputs, found
 
-    def scored(self, env: Environment, samples: int) -> dict[str, Tensor]:
+    def scored(self, env: Mapping[str, Any], samples: int) -> dict[str, Tensor]:
         """The outputs that are scored: `[samples, ...]`."""
         return {name: samples_first(self.graph, name, env[name], samples) for name in self.outputs}
 
@@ -133,19 +136,30 @@ class Evaluator:
 
     def per_sample(self, plan: Plan) -> Tensor:
         """Similarity of *plan* for each sample: `[n]` float64."""
-        return self._compared(quantized_reads(self.graph, plan), self.similarity)
+        return self._compared(self.running(plan), self.similarity)
+
+    def evaluate_run(self, run: Run) -> float:
+        """As `evaluate`, of any other form of the network."""
+        return float(self._compared(run, self.similarity).mean())
+
+    def running(self, plan: Plan | None) -> Run:
+        """The network as *plan* makes it (None: float)."""
+        return self._under({} if plan is None else quantized_reads(self.graph, plan))
 
     def losses(self, reads: Reads) -> Tensor:
         """The loss that ranks operators, of the network under *reads*, for each sample: `[n]` float64."""
-        return self._compared(reads, self.similarity.losses)
+        return self._compared(self._under(reads), self.similarity.losses)
 
-    def _compared(self, reads: Reads, score: Callable[..., Tensor]) -> Tensor:
+    def _under(self, reads: Reads) -> Run:
+        return lambda inputs: self.replay.run(inputs, reads)
+
+    def _compared(self, run: Run, score: Callable[..., Tensor]) -> Tensor:
         rows = []
         self.reference()
         for inputs, reference in self.pairs():
-            env = self.replay.run(inputs, reads)
+            found = self.scored(run(inputs), self.samples(inputs))
             self.count(inputs, 1.0)
-            rows.append(score(reference, self.scored(env, self.samples(inputs)))[0])
+            rows.append(score(reference, found)[0])
         return torch.cat(rows)
 
     def count(self, inputs: Mapping[str, Tensor], share: float) -> None:
