@@ -388,8 +388,9 @@ def test_a_branch_on_training_is_reported() -> None:
                 else F.dropout(x, 0.1, self.training).exp()
             )
 
-    with pytest.warns(UserWarning, match=r"branches on self.training.*exp.*mul"):
-        captured(Net(), 4)
+    with pytest.warns(UserWarning, match=r"branches on self.training.*exp.*mul") as told:
+        capture(Net(), torch.randn(2, 4))
+    assert [w.filename for w in told] == [__file__]
 
 
 def test_functional_dropout_is_no_branch() -> None:
@@ -464,10 +465,29 @@ def test_a_model_that_fixes_the_batch_is_captured_with_a_warning() -> None:
     assert_same(model, graph, x)
 
 
-def test_inputs_of_different_lengths_fix_the_batch() -> None:
-    with pytest.warns(UserWarning, match="no common first axis"):
-        graph = capture(Function(lambda x, y: x + y), (torch.randn(4, 3), torch.randn(1, 3)))
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        (
+            (torch.ones(4, 3), torch.ones(1, 3)),
+            "all shapes are fixed: the inputs have no common first axis (xs_0 [4, 3], xs_1 [1, 3])",
+        ),
+        (
+            (torch.ones(4, 3), torch.ones(())),
+            "all shapes are fixed: the inputs have no common first axis (xs_0 [4, 3], xs_1 [])",
+        ),
+        (
+            (torch.ones(0, 3), torch.ones(0, 3)),
+            "the batch size is fixed at 0: the example is empty",
+        ),
+    ],
+)
+def test_inputs_without_a_common_length_fix_all_shapes(inputs: tuple[Tensor, Tensor], said: str) -> None:
+    with pytest.warns(UserWarning, match="^capture: ") as told:
+        graph = capture(Function(lambda x, y: x + y), inputs)
+    assert [(str(w.message), w.filename) for w in told] == [(f"capture: {said}", __file__)]
     assert not graph.info.dynamic_batch
+    assert [i.shape for i in graph.info.inputs] == [tuple(x.shape) for x in inputs]
 
 
 def test_sizes_computed_from_the_batch_follow_it() -> None:

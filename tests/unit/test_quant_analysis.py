@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bitwright.analysis import QuantAnalysis
 from bitwright.analysis.metrics import METRICS
-from bitwright.analysis.outputs import named_tensors, paired
+from bitwright.analysis.outputs import file_parts, named_tensors, paired
 from bitwright.errors import DataError, ModelError, UnknownName
 from bitwright.flow.prepare import prepare
 from bitwright.numerics.lut import TableSettings
@@ -147,6 +147,31 @@ def test_outputs_have_stable_names() -> None:
 
     assert list(named_tensors(x)) == ["0"]
     assert list(named_tensors((x, [x, x], {"boxes": x, "n": 3}))) == ["0", "1-0", "1-1", "2-boxes"]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("0", "1-0", "boxes"), ("0", "1-0", "boxes")),
+        (("a/b", "a_b"), ("a_b_2", "a_b")),
+        (("a/b", "a b", "a_b_2"), ("a_b", "a_b_3", "a_b_2")),
+    ],
+)
+def test_names_of_files_are_never_alike(names: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    assert file_parts(names) == dict(zip(names, expected, strict=True))
+
+
+def test_outputs_whose_names_differ_in_a_slash_have_files_of_their_own(
+    float_model: nn.Module, prepared: PreparedModel, tmp_path: Path
+) -> None:
+    def named(outputs: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        return {"a/b": outputs[0], "a_b": outputs[1]}
+
+    qa = QuantAnalysis(float_model, prepared, post_process=named, out_dir=tmp_path)
+    qa.set_bad_case(batches()[0])
+    tables = qa.sensitivity()
+    for name, part in (("a/b", "a_b_2"), ("a_b", "a_b")):
+        assert (tmp_path / f"output_{part}_L1_sensitive_ops.txt").read_text() == f"{tables[name]}\n"
 
 
 def test_outputs_that_differ_are_refused() -> None:

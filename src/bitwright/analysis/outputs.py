@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain, count
 from typing import Any
 
 from torch import Tensor
@@ -41,6 +42,12 @@ def paired(baseline: Any, analysed: Any) -> dict[str, tuple[Tensor, Tensor]]:
     return {name: (x, theirs[name].to(x.device)) for name, x in ours.items()}
 
 
-def file_part(name: str) -> str:
-    """*name* as a part of a file name."""
-    return re.sub(r"[^\w.\-]", "_", name)
+def file_parts(names: Iterable[str]) -> dict[str, str]:
+    """Each of *names* as a part of a file name, no two alike. Names that can stand in one stay as they are."""
+    safe = {name: re.sub(r"[^\w.\-]", "_", name) for name in names}
+    parts = {name: part for name, part in safe.items() if part == name}
+    for name, part in safe.items():
+        if name not in parts:
+            numbered = (f"{part}_{n}" for n in count(2))
+            parts[name] = next(p for p in chain((part,), numbered) if p not in parts.values())
+    return parts

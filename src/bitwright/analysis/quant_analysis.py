@@ -16,7 +16,7 @@ from bitwright.analysis.advice import advise
 from bitwright.analysis.bad_case import BadCases, load_inputs, on_device, save_inputs
 from bitwright.analysis.layers import LayerStatistics, compare_layers, layer_table
 from bitwright.analysis.metrics import METRICS, Metric
-from bitwright.analysis.outputs import file_part, paired
+from bitwright.analysis.outputs import file_parts, paired
 from bitwright.analysis.sensitivity import Effects, measure_effects
 from bitwright.analysis.trace import call, undisturbed
 from bitwright.errors import DataError, UnknownName
@@ -173,8 +173,9 @@ class QuantAnalysis:
                 analysed, data, lambda output: self._outputs(reference, output), by, self._progress
             )
         tables = {name: effects.table(name, reserve=reserve) for name in effects.outputs}
+        parts = file_parts(tables)
         for name, table in tables.items():
-            self._write_sensitivity(f"output_{file_part(name)}_{by.name}_sensitive_ops", table, effects)
+            self._write_sensitivity(f"output_{parts[name]}_{by.name}_sensitive_ops", table, effects)
         return tables
 
     def clean(self) -> None:

@@ -83,23 +83,30 @@ def _large_enough(example: Example) -> Example:
 
 
 def _export(model: nn.Module, example: Example, *, dynamic_batch: bool) -> tuple[ExportedProgram, bool]:
-    reason = "" if dynamic_batch else None
-    if dynamic_batch and not example.batch:
-        reason = "the inputs have no common first axis" if example.batch is None else "the example is empty"
-    elif dynamic_batch:
+    reason = ""
+    if dynamic_batch and example.batch:
         large = _large_enough(example)
         try:
             run_original(model, large)
             return export(model, large, dynamic=True), True
         except Exception as error:  # refusals have no common class; the fixed export tells real errors
-            reason = why_fixed(error)
+            reason = f"the batch size is fixed at {example.batch}: {why_fixed(error)}"
+    elif dynamic_batch:
+        reason = _why_no_batch(example)
     try:
         program = export(model, example, dynamic=False)
     except Exception as error:
         raise explain(model, error) from error
-    if reason is not None:
-        warnings.warn(f"capture: the batch size is fixed at {example.batch}: {reason}", stacklevel=3)
+    if reason:
+        warnings.warn(f"capture: {reason}", stacklevel=3)
     return program, False
+
+
+def _why_no_batch(example: Example) -> str:
+    if example.batch == 0:
+        return "the batch size is fixed at 0: the example is empty"
+    shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in example.tensors.items())
+    return f"all shapes are fixed: the inputs have no common first axis ({shapes})"
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,7 @@ def warn_about_training_branches(
         warnings.warn(
             f"{type(model).__name__} branches on self.training (differs in: {', '.join(changed)}); the graph keeps the"
             " evaluation branch, also in training",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 
