@@ -21,6 +21,7 @@ from bitwright.flow.outputs import (
     tried_table,
     versions,
     write_json,
+    write_plan,
     write_search,
 )
 from bitwright.flow.progress import Silence, Watcher
@@ -230,7 +231,7 @@ def _write(folder: Path, result: JointSearch) -> None:
     write_page(
         folder / "report.html", Page(f"Bitwright: {bench.name}, mixed precision", subtitle, tuple(sections))
     )
-    write_json(folder / "plan.json", result.choice.plan.to_json())
+    write_plan(folder, result.choice.plan)
     write_json(folder / "summary.json", joint_summary(result))
 
 

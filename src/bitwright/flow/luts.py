@@ -15,7 +15,7 @@ from bitwright.analysis.lut_blame import Walk, put_back
 from bitwright.errors import ModelError
 from bitwright.files import write_text
 from bitwright.flow.bench import Bench, given_plan, open_bench
-from bitwright.flow.outputs import check_writable, versions, write_json
+from bitwright.flow.outputs import check_writable, versions, write_json, write_plan
 from bitwright.flow.progress import Silence, Watcher
 from bitwright.flow.settings import Settings
 from bitwright.flow.table_remedies import Remedied, Repair
@@ -310,7 +310,7 @@ def _write(
     bench = result.bench
     write_text(folder / "luts.csv", table_table(result).to_csv())
     write_text(folder / "remedies.csv", remedy_table(result.remedies).to_csv())
-    write_json(folder / "plan.json", result.plan.to_json())
+    write_plan(folder, result.plan)
     drawn = [*result.walk.guilty, *(r.name for r in result.rows if r.name not in result.walk.guilty)][:_DRAWN]
     sections = [Section(score_table(result)), Section(table_table(result), bar=("name", "loss"))]
     if result.remedies:

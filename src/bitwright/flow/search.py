@@ -18,6 +18,7 @@ from bitwright.flow.outputs import (
     ops_json,
     versions,
     write_json,
+    write_plan,
     write_search,
     write_tables,
 )
@@ -88,7 +89,7 @@ def run_sensitivity(
     else:
         result = _searched(bench, int8, settings, folder, watcher, auto=auto)
     write_search(folder, bench, result.rows, result.choice, result.int8, result.metrics)
-    write_json(folder / "plan.json", result.choice.plan.to_json())
+    write_plan(folder, result.choice.plan)
     write_json(folder / "summary.json", _sensitivity_summary(result))
     for search in ("sensitivity", METRIC_SEARCH) if result.rows else ():
         state_path(settings, folder, search).unlink(missing_ok=True)
@@ -182,7 +183,7 @@ def run_mixed(
     result = MixedResult(bench, walk, walk.similarity >= settings.expected_cos)
     write_tables(folder, bench, walk.plan)
     write_text(folder / "layers.csv", layer_table(walk).to_csv())
-    write_json(folder / "plan.json", walk.plan.to_json())
+    write_plan(folder, walk.plan)
     write_json(folder / "summary.json", _mixed_summary(result))
     state.discard()
     return result
