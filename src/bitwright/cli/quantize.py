@@ -49,7 +49,7 @@ def run(
             "report.html",
             *EXPORT_FILES,
             "_qtable",
-            "new_cali_table",
+            "_cali_table",
             "ranges.csv",
             "plan.json",
             "summary.json",

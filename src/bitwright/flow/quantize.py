@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from bitwright.exporters.tpu_mlir import write_qtable
 from bitwright.flow.bench import Bench, given_plan, open_bench
 from bitwright.flow.calibration import range_table, write_ranges
 from bitwright.flow.exports import Exports, for_exports, make_exports, write_exports
@@ -20,7 +21,6 @@ from bitwright.flow.outputs import (
     versions,
     write_json,
     write_plan,
-    write_tables,
 )
 from bitwright.flow.progress import Silence, Watcher
 from bitwright.flow.result import Stage, integer_stage, with_accuracy
@@ -50,10 +50,10 @@ def run_quantize(
 ) -> Quantized:
     """Quantize everything that the target allows, by one threshold method, without a search; export as the settings say, prove.
 
-    Writes `NAME_qdq.onnx`, `NAME_integer.onnx` with `accumulators.csv`, `plan.json`, the tables of vendor tools,
-    `ranges.csv`, `report.html` and `summary.json` to *output*; an earlier job's files of this model that are not of this
-    plan are removed from there. *plan*: a `plan.json` of this network and target, which is exported instead. *raises* the
-    errors of every stage.
+    Writes `NAME_qdq.onnx`, `NAME_integer.onnx` with `accumulators.csv`, `plan.json`, `NAME_qtable`, `NAME_cali_table`,
+    `ranges.csv`, `report.html` and `summary.json` to *output*; files of an earlier export of this model that are not of
+    this plan are removed from there. *plan*: a `plan.json` of this network and target, which is exported instead. *raises*
+    the errors of every stage.
     """
     settings, watcher = for_exports(settings or Settings()), watcher or Silence()
     folder = check_writable(Path(output))
@@ -90,7 +90,8 @@ def quantized_summary(result: Quantized) -> dict[str, Any]:
 def _write(folder: Path, result: Quantized, watcher: Watcher) -> None:
     bench = result.bench
     write_exports(folder, bench.name, result.exports, watcher)
-    write_tables(folder, bench, result.exports.plan)
+    samples = bench.calibration_samples
+    write_qtable(folder / f"{bench.name}_qtable", bench.graph, result.exports.plan, samples=samples)
     write_ranges(folder, bench, range_table(bench))
     write_plan(folder, result.exports.plan)
     subtitle = f"target {bench.target.name} · {bench.calibration_samples} calibration samples"

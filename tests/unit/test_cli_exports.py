@@ -1,0 +1,263 @@
+"""What `quantize` and `tune --export` leave in a folder: the line of the integer file, reused folders, Ctrl-C, a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from tests.unit.cli_cases import CLASSES, SAMPLES, Command, Outcome
+
+from bitwright.plan.plan import Plan
+
+# --- the line of the integer file --------------------------------------------------------------------------------
+
+
+def outputs(path: Path, data: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": np.load(data)["x"]})[0], np.float64)
+
+
+@pytest.mark.parametrize("verb", ["quantize", "tune"])
+def test_the_integer_file_has_a_line_of_its_own(
+    bitwright: Command, model: Path, data: Path, tmp_path: Path, verb: str
+) -> None:
+    """Once the only figures shown were those of the simulation without tables."""
+    flags = () if verb == "quantize" else ("--max-float-ops", 1, "--expected-cos", 1)
+    target = ("--target", "bm1684", "--export", "integer")
+    done = bitwright(verb, model, "--data", data, *target, *flags, "-o", tmp_path, "-q")
+
+    found, expected = outputs(tmp_path / "net_integer.onnx", data), outputs(model, data)
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    cosine = float(((found * expected).sum(1) / norms).mean())
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["integer"]["cosine"] == pytest.approx(cosine, abs=1e-9)
+    assert summary["integer"]["cosine"] != summary["quantized" if verb == "quantize" else "mixed"]["cosine"]
+    assert summary["integer"]["top1"] == np.mean(found.argmax(1) == np.arange(SAMPLES) % CLASSES)
+    line = next(row for row in done.out.splitlines() if row.startswith("integer file"))
+    islands = summary["integer"]["islands"]
+    plan = Plan.load(tmp_path / "plan.json")
+    assert line.split()[2:] == [
+        f"{cosine:.6f}",
+        f"{100 * summary['integer']['top1']:.2f}",
+        "100.00",
+        str(len({plan.ops[name].group for name in islands})),
+    ]
+    assert (verb == "quantize") == (not islands)
+    assert "integer file" in (tmp_path / "report.html").read_text()
+
+
+# --- a folder that is used again ---------------------------------------------------------------------------------
+
+
+def listed(done: Outcome) -> set[str]:
+    lines = done.out[done.out.index("\nResults in ") :].splitlines()[2:]
+    return {line.split()[0] for line in lines}
+
+
+@pytest.mark.parametrize(("export", "gone"), [("qdq", "net_integer.onnx"), ("integer", "net_qdq.onnx")])
+def test_files_of_an_earlier_run_with_another_plan_go(
+    bitwright: Command, model: Path, data: Path, tmp_path: Path, export: str, gone: str
+) -> None:
+    command = ("quantize", model, "--data", data, "-o", tmp_path, "--export")
+    assert {"net_integer.onnx", "net_qdq.onnx", "accumulators.csv"} <= listed(bitwright(*command, "both"))
+    (tmp_path / "another_integer.onnx").write_bytes(b"of another model")
+    done = bitwright(*command, export)
+
+    files = {f.name for f in tmp_path.iterdir()}
+    assert f"note: removed {tmp_path / gone}: an earlier run made it" in done.err
+    assert gone not in files
+    assert ("accumulators.csv" in files) == (export == "integer")
+    assert listed(done) == files - {"another_integer.onnx", "job.json"}
+    assert bitwright("verify", tmp_path, "-q").status == 0
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("luts", "--target", "journey6"),
+        ("sensitivity",),
+        ("search", "--mode", "mixed"),
+        ("search", "--expected-cos", "0.5"),
+    ],
+    ids=" ".join,
+)
+def test_files_are_not_proven_against_the_plan_of_another_verb(
+    bitwright: Command, model: Path, data: Path, tmp_path: Path, verb: tuple[str, ...]
+) -> None:
+    common = ("--data", data, "-o", tmp_path, "-q")
+    assert bitwright("quantize", model, *common).status == 0
+    assert bitwright(verb[0], model, *common, *verb[1:]).status == 0
+
+    assert (tmp_path / "net_qdq.onnx").exists()
+    assert "the record that bitwright quantize and tune leave" in bitwright("verify", tmp_path).error
+
+
+# --- Ctrl-C ------------------------------------------------------------------------------------------------------
+
+#: Stands for the user at the keyboard, who presses Ctrl-C on reading a line, or while a file is written.
+_USER = """
+import os, signal, sys
+import numpy as np
+
+awaited = os.environ.get("PRESS_ON")
+
+def press():
+    global awaited
+    awaited = None
+    os.kill(os.getpid(), signal.SIGINT)
+
+class Reader:
+    def __init__(self, screen):
+        self.screen, self.seen = screen, ""
+
+    def write(self, text):
+        self.screen.write(text)
+        self.seen += text
+        if awaited and text.endswith("\\n") and awaited in self.seen:
+            press()
+
+    def __getattr__(self, name):
+        return getattr(self.screen, name)
+
+def opened(event, arguments):
+    if awaited and event == "open" and f"/.{awaited}." in str(arguments[0]):
+        press()
+
+def samples():
+    if awaited:
+        sys.stderr = Reader(sys.stderr)
+        sys.addaudithook(opened)
+    return dict(np.load(SAMPLES))
+"""
+
+
+@pytest.fixture
+def keyboard(data: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "keyboard.py"
+    path.write_text(_USER.replace("SAMPLES", repr(str(data))))
+    return path
+
+
+def interrupted(press_on: str, *command: object) -> str:
+    """The last line of standard error of a command that was interrupted, with nothing half-written."""
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "bitwright", *map(str, command)],
+        capture_output=True, text=True, check=False, env={**os.environ, "PRESS_ON": press_on},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def test_nothing_is_written_where_quantize_is_interrupted_before_its_files(
+    model: Path, keyboard: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = ("quantize", model, "--data", f"{keyboard}:samples", "--export", "both", "-o", out)
+
+    assert interrupted("calibrating", *command) == "bitwright: interrupted. Nothing was written."
+    assert not out.exists()
+
+
+def test_an_earlier_result_stays_whole_until_the_new_one_is_proven(
+    bitwright: Command, model: Path, keyboard: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = ("quantize", model, "--data", f"{keyboard}:samples", "-o", out, "--export")
+    assert bitwright(*command, "both").status == 0
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+
+    interrupted("proving on ONNX Runtime (integers)", *command, "integer", "--method", "percentile(90)")
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+    assert bitwright("verify", out, "-q").status == 0
+
+
+def test_files_of_two_runs_do_not_pass_for_one(
+    bitwright: Command, model: Path, keyboard: Path, tmp_path: Path
+) -> None:
+    """Interrupted between its files, a run leaves some of its own and some of the run before."""
+    out = tmp_path / "out"
+    command = ("quantize", model, "--data", f"{keyboard}:samples", "-o", out, "--export", "both")
+    assert bitwright(*command).status == 0
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+
+    line = interrupted("net_integer.onnx", *command, "--method", "percentile(90)")
+    assert line.startswith("bitwright: interrupted. Written, each file complete: ")
+    assert line.endswith(f" in {out}. Run the same command again for the rest.")
+    after = {f.name: f.read_bytes() for f in out.iterdir()}
+    assert after["net_qdq.onnx"] != before["net_qdq.onnx"]
+    assert after["net_integer.onnx"] == before["net_integer.onnx"]
+    assert before.keys() - after.keys() == {"job.json", "summary.json"}
+    assert "job.json" in bitwright("verify", out).error
+    assert bitwright(*command, "--method", "percentile(90)").status == 0
+    assert bitwright("verify", out, "-q").status == 0
+
+
+def test_a_search_survives_an_interruption_of_its_export(
+    bitwright: Command, model: Path, keyboard: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = ("tune", model, "--data", f"{keyboard}:samples", "-o", out, "--export", "both")
+    command += ("--target", "bm1684", "--expected-cos", 1)
+
+    state = out / "sensitivity_state.json"
+    assert f"saved in {state}; run the same command again" in interrupted("net_integer.onnx", *command)
+    assert not any(f.name.endswith((".tmp", ".json")) for f in out.iterdir() if f != state)
+    again = bitwright(*command)
+    assert "note: resuming: " in again.err
+    assert not state.exists()
+    assert bitwright("verify", out, "-q").status == 0
+
+
+# --- a full disk -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("full", ["net_integer.onnx", "summary.json"])
+def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(
+    bitwright: Command, model: Path, data: Path, tmp_path: Path, full: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def fill() -> None:
+        # What is written under the name of the unfinished file meets the error of a disk that has no room.
+        (out / f".{full}.{os.getpid()}.tmp").symlink_to("/dev/full")
+
+    command = ["quantize", str(model), "--data", str(data), "--export", "both", "-o", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "bitwright", *command],
+        capture_output=True, text=True, check=False, preexec_fn=fill,
+    )  # fmt: skip
+
+    assert Outcome(done.returncode, done.stdout, done.stderr).error == (
+        f"bitwright: error: {out / full}: expected a place that can be written to; found No space left on device. "
+        "Choose another --output folder, or make room."
+    )
+    files = {f.name for f in out.iterdir()}
+    assert full not in files
+    assert {"job.json", "summary.json"}.isdisjoint(files)
+    assert not any(name.endswith(".tmp") for name in files)
+    assert "job.json" in bitwright("verify", out).error
+
+
+def test_a_place_that_cannot_be_written_is_named(
+    bitwright: Command, model: Path, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "net_qdq.onnx").mkdir()
+
+    for export in ("qdq", "integer"):
+        error = bitwright("quantize", model, "--data", data, "--export", export, "-o", tmp_path).error
+        assert (
+            f"{tmp_path / 'net_qdq.onnx'}: expected a place that can be written to; found Is a dir" in error
+        )
+        assert {f.name for f in tmp_path.iterdir()} == {"net_qdq.onnx"}
