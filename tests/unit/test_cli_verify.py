@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
-from tests.unit.cli_cases import Command
+from onnx import TensorProto, helper, numpy_helper
+from tests.unit.cli_cases import SAMPLES, Command, random_weight
 
 from bitwright.cli.results import proof_line
 from bitwright.numerics.dtype import INT8, INT16
@@ -16,7 +20,7 @@ from bitwright.runtime.proof import Agreement, OpDifference, Proof
 
 @pytest.fixture
 def written(bitwright: Command, model: Path, data: Path, tmp_path: Path) -> Path:
-    """A folder with both files, made from data and labels that can be moved."""
+    """A folder with both files, made from `samples.npz` beside it, which holds labels too."""
     shutil.copy(data, tmp_path / "samples.npz")
     out = tmp_path / "out"
     done = bitwright(
@@ -73,6 +77,103 @@ def test_a_plan_whose_types_were_edited_is_found(bitwright: Command, written: Pa
     plan.write_text(plan.read_text().replace('"uint8"', '"uint16"'))
 
     assert "for the plan's uint16; found uint8 in the file" in bitwright("verify", written).error
+
+
+# --- look-up tables ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logarithm(bitwright: Command, tmp_path: Path) -> Path:
+    """The folder of a network that begins with a logarithm: code 0, which its data reach, has none."""
+    net = helper.make_graph(
+        [
+            helper.make_node("Log", ["x"], ["logs"], "log"),
+            helper.make_node("Gemm", ["logs", "w"], ["y"], "fc"),
+        ],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [random_weight("w", 64, 4, seed=0)],
+    )
+    model = helper.make_model(net, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.save(model, tmp_path / "log.onnx")
+    x = np.random.default_rng(0).uniform(1e-4, 1, (SAMPLES, 64)).astype(np.float32)
+    np.savez(tmp_path / "positive.npz", x=x)
+    out = tmp_path / "out"
+    flags = ("--data", tmp_path / "positive.npz", "--target", "journey6", "--export", "integer", "-o", out)
+    assert bitwright("quantize", tmp_path / "log.onnx", *flags, "-q").status == 0
+    return out
+
+
+def test_inputs_of_which_a_function_has_no_value_break_no_rule(bitwright: Command, logarithm: Path) -> None:
+    done = bitwright("verify", logarithm, "-q")
+
+    assert (done.status, done.err) == (0, "")
+    assert f"Proven on {SAMPLES} samples: integer.onnx of this folder compute" in done.out
+
+
+def test_a_damaged_table_is_named_and_leads(bitwright: Command, logarithm: Path) -> None:
+    path = logarithm / "log_integer.onnx"
+    model = onnx.load(path)
+    entries = next(i for i in model.graph.initializer if i.dims == [256])
+    codes = numpy_helper.to_array(entries)
+    entries.CopyFrom(numpy_helper.from_array(codes + 3 * (codes < 0).astype(codes.dtype), entries.name))
+    onnx.save(model, path)
+
+    done = bitwright("verify", logarithm, "-q")
+    assert done.status == 1
+    assert "Proven" not in done.out
+    first, second = done.err.splitlines()
+    assert f"not proven: {logarithm}: integer.onnx, operator log (Log): expected int8 codes within 0" in first
+    assert "table of log: expected codes within 0 step(s) of the function's; found 3. The file or" in second
+    row = done.out[done.out.index("Tables of the integer file") :].splitlines()[2].split()
+    assert (row[:4], row[-1]) == (["log", "Log", "int8", "3"], "no")
+    assert json.loads(bitwright("verify", logarithm, "-q", "--json").out)["broken"]
+
+
+# --- what is printed ---------------------------------------------------------------------------------------------
+
+PROOF_TITLES = "operator kind codes largest difference [steps] share that differs, ties apart share that differs, ties elements"
+TABLE_TITLES = "operator function codes largest difference [steps] the table's error over all inputs [steps] explained by it"
+
+
+def test_what_is_printed_has_titles_and_a_verdict(bitwright: Command, written: Path) -> None:
+    printed = bitwright("verify", written, "-q").out
+    lines = [" ".join(line.split()) for line in printed.splitlines()]
+
+    found = json.loads(bitwright("verify", written, "-q", "--json").out)
+    for name in ("qdq.onnx", "integer.onnx"):
+        start = next(i for i, line in enumerate(lines) if line.startswith(f"{name}: ONNX Runtime against"))
+        assert lines[start + 1] == "Proof: ONNX Runtime against the simulation, same input codes"
+        assert lines[start + 2] == PROOF_TITLES
+        shown = {line.split()[0] for line in lines[start + 3 : start + 3 + len(found["operators"][name])]}
+        assert shown == {row["name"] for row in found["operators"][name]} >= {"conv1", "classifier"}
+    tables = lines.index("Tables of the integer file against their functions, same input codes")
+    assert lines[tables + 1] == TABLE_TITLES
+    assert lines[tables + 2].split()[0] == found["tables"][0]["name"] == "sigmoid"
+    assert lines[-1] == (
+        f"Proven on {SAMPLES} samples: qdq.onnx and integer.onnx of this folder compute what plan.json says."
+    )
+
+
+def test_the_rows_of_a_proof_lead_with_what_breaks_the_rule() -> None:
+    """A wide operator may be two steps off, a narrow one may not differ often."""
+    wide, narrow = OpDifference("a", "Mean", INT16, 2, 9, 10), OpDifference("b", "Conv", INT8, 1, 99, 1000, 9)
+
+    assert (wide.holds, narrow.holds) == (True, False)
+    table = proof(wide, narrow).table(worst_first=True)
+    assert [row["name"] for row in table.rows] == ["b", "a"]
+    assert dict(zip(table.headers(), table.cells()[0], strict=True)) == {
+        "operator": "b",
+        "kind": "Conv",
+        "codes": "int8",
+        "largest difference [steps]": "1",
+        "share that differs, ties apart": "0.090000",
+        "share that differs, ties": "0.009000",
+        "elements": "1000",
+    }
+    assert [row["name"] for row in proof(wide, narrow).table().rows] == ["a", "b"]
 
 
 def proof(*rows: OpDifference) -> Proof:

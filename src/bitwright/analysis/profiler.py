@@ -65,9 +65,10 @@ class _Seen:
 class ModelProfiler:
     """`with ModelProfiler(model, out_dir) as p: model(x)`, then `p.get_info_manager.table()`.
 
-    Statistics of inputs and outputs of every operator, or module without modules of its own, over all calls inside the `with`, and of its
-    weights and biases at the first; never the values. In a prepared model the scale is that of the value's quantizer. *out_dir*: gets the
-    table as files; None: nothing is written. *raises* `ModelError` for what is no module.
+    Statistics of inputs and outputs of every operator, or module without modules of its own, over all calls inside the
+    `with`, and of its weights and biases at the first; never the values. In a prepared model the scale is that of the
+    value's quantizer. *out_dir*: gets the table as files; None: nothing is written. *raises* `ModelError` for what is
+    no module.
     """
 
     def __init__(self, model: nn.Module, out_dir: str | Path | None = None) -> None:
@@ -138,8 +139,8 @@ class InfoManager:
     ) -> Table:
         """One row for each tensor of each module, in the order of first execution.
 
-        *out_dir*: gets it as `statistic.txt` and `.csv` (None: the profiler's folder, if it has one). *prefixes*: of module names.
-        *types*: names of classes or kinds. *raises* `ModelError` if nothing ran, `OutputError`.
+        *out_dir*: gets it as `statistic.txt` and `.csv` (None: the profiler's folder, if it has one). *prefixes*: of
+        module names. *types*: names of classes or kinds. *raises* `ModelError` if nothing ran, `OutputError`.
         """
         if not self.profiler._seen:
             raise ModelError(

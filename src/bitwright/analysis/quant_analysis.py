@@ -36,16 +36,17 @@ T = TypeVar("T")
 
 
 class QuantAnalysis:
-    """Compares *analysis_model*, which `prepare` returned, with *baseline_model*: the float model, or another state of the prepared one.
+    """Compares *analysis_model*, which `prepare` returned, with *baseline_model*: float, or another state of it.
 
-    Where the analysed model has tables in use (`convert_segment_lut`), `sensitivity` ranks tables, otherwise quantizers.
-    *analysis_model_type*: `fake_quant`. *device_ids*: number of a CUDA device, or a list of which the first counts; None: the
-    models stay where they are. *post_process*: applied to what both models return before it is compared. *out_dir*: gets
-    the files (`quant_analysis` unless given). *progress*: told steps done, steps in all (0: unknown), and a detail.
+    Where the analysed model has tables in use (`convert_segment_lut`), `sensitivity` ranks tables, otherwise
+    quantizers. *analysis_model_type*: `fake_quant`. *device_ids*: number of a CUDA device, or a list of which the first
+    counts; None: the models stay where they are. *post_process*: applied to what both models return before it is
+    compared. *out_dir*: gets the files (`quant_analysis` unless given). *progress*: told steps done, steps in all (0:
+    unknown), and a detail.
 
-    Call `auto_find_bad_case` (or `set_bad_case`, `load_bad_case`), then `run` and `compare_per_layer`, or `sensitivity`.
-    Models are evaluated in evaluation mode without gradients, and left as they were.
-    *raises* `ModelError` for an analysed model that is not prepared or a device that is absent, `UnknownName`.
+    Call `auto_find_bad_case` (or `set_bad_case`, `load_bad_case`), then `run` and `compare_per_layer`, or
+    `sensitivity`. Models are evaluated in evaluation mode without gradients, and left as they were. *raises*
+    `ModelError` for an analysed model that is not prepared or a device that is absent, `UnknownName`.
     """
 
     def __init__(
@@ -85,10 +86,10 @@ class QuantAnalysis:
     ) -> list[Table]:
         """Run both models on *data_generator* (its first *num_steps* items) and keep the worst item by *metric*.
 
-        An item is what the model is called with: a tensor, a tuple, or a mapping from argument names. *metric*: L1, MSE, Cosine, SQNR, KL, or
-        `custom`: *custom_metric_func* (baseline's tensor, analysed tensor), whose worst values come first in the order
-        *custom_metric_order_seq*. Writes `badcase.txt`, and the inputs (`badcase.pt`). *returns*: the tables of that file.
-        *raises* `DataError` if there is no item, `UnknownName` for the metric.
+        An item is what the model is called with: a tensor, a tuple, or a mapping from argument names. *metric*: L1,
+        MSE, Cosine, SQNR, KL, or `custom`: *custom_metric_func* (baseline's tensor, analysed tensor), whose worst
+        values come first in the order *custom_metric_order_seq*. Writes `badcase.txt`, and the inputs (`badcase.pt`).
+        *returns*: the tables of that file. *raises* `DataError` if there is no item, `UnknownName` for the metric.
         """
         by, metrics = _metrics(metric, custom_metric_func, custom_metric_order_seq)
         cases = BadCases(metrics)
@@ -144,7 +145,8 @@ class QuantAnalysis:
     ) -> Table:
         """What `run` saw, layer by layer: `compare_per_layer_out.txt` and `.csv`. *returns*: the table.
 
-        *prefixes*: only layers whose names begin so. *types*: only operators of these kinds. *raises* `DataError` before `run`.
+        *prefixes*: only layers whose names begin so. *types*: only operators of these kinds. *raises* `DataError`
+        before `run`.
         """
         if self._layers is None:
             raise DataError(
@@ -159,10 +161,11 @@ class QuantAnalysis:
     def sensitivity(
         self, device: str | torch.device | None = None, metric: str = "L1", reserve: bool = False
     ) -> dict[str, Table]:
-        """What each table in use (else: each quantizer) does alone to each output on the bad case, most sensitive first.
+        """What each table in use (else: each quantizer) does alone to each output on the bad case, the worst first.
 
-        *reserve*: least sensitive first. Writes `output_<name>_<metric>_sensitive_ops.txt` and `.pt`, a list of lists with
-        the same columns. *returns*: output name -> table. *raises* `DataError` without a bad case, `ModelError`, `UnknownName`.
+        *reserve*: least sensitive first. Writes `output_<name>_<metric>_sensitive_ops.txt` and `.pt`, a list of lists
+        with the same columns. *returns*: output name -> table. *raises* `DataError` without a bad case, `ModelError`,
+        `UnknownName`.
         """
         by = METRICS.get(metric, where="sensitivity")
         data = self._case()

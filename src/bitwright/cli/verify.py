@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -14,17 +15,19 @@ from bitwright.cli.record import Record
 from bitwright.cli.results import proof_line
 from bitwright.cli.settings import settings_of
 from bitwright.cli.signature import flat
-from bitwright.flow.verification import run_verify
+from bitwright.flow.verification import Verified, run_verify
 
 HELP = """Prove again the files of a folder that bitwright quantize or tune wrote: every operator of the Q/DQ file and of the integer file on ONNX
 Runtime against the simulation of plan.json, both fed with the same input codes; and every look-up table against its float function.
 
-Model, data and flags are found in job.json there; --model and --data name others, should they have moved.
+Model, data and flags are found in job.json there; --model and --data name others, should they have moved. Nothing is calibrated: all
+thresholds and dividing points are the plan's.
 
-Exit status: 0 if the rule of docs/numerics.md holds for every operator, 1 if not, 2 on bad input."""
+Exit status: 0 if every operator keeps the rule of docs/numerics.md and no table differs by more than its error explains, 1 if not, 2 on bad input."""
 EXAMPLES = ("bitwright verify out", "bitwright verify out --data other_samples.npz --json")
-#: Rows on the screen.
-_ROWS = 12
+#: Rows on the screen, and where the others are.
+_ROWS, _WHOLE = 12, "what --json prints"
+_REMEDY = "The file or plan.json has changed since both were written, or ONNX Runtime has: write them again."
 
 Folder = Annotated[
     Path, typer.Argument(metavar="FOLDER", help="What quantize or tune wrote.", show_default=False)
@@ -53,10 +56,26 @@ def run(folder: Folder, flags: VerifyFlags) -> int:
     if flags.json:
         print_json(found.to_json())
     else:
-        for name, proof in found.proofs.items():
-            print(f"\n{name.strip('_')}: {proof_line(proof)}")
-            print_table(proof.table(worst_first=True), limit=_ROWS)
-        if found.tables:
-            print()
-            print_table(found.table_table(), limit=_ROWS)
+        _print(found)
+    return _verdict(found, folder)
+
+
+def _print(found: Verified) -> None:
+    for name, proof in found.proofs.items():
+        print(f"\n{name.strip('_')}: {proof_line(proof)}")
+        print_table(proof.table(worst_first=True), limit=_ROWS, more=_WHOLE)
+    if found.tables:
+        print()
+        print_table(found.table_table(), limit=_ROWS, more=_WHOLE)
+    if found.holds:
+        files = " and ".join(name.strip("_") for name in found.proofs)
+        samples = max(proof.literal.samples for proof in found.proofs.values())
+        print(f"\nProven on {samples} samples: {files} of this folder compute what plan.json says.")
+
+
+def _verdict(found: Verified, folder: Path) -> int:
+    """The exit status; what breaks a rule is said on standard error."""
+    sys.stdout.flush()
+    for line in found.broken:
+        print(f"bitwright: not proven: {folder}: {line}. {_REMEDY}", file=sys.stderr)
     return 0 if found.holds else 1

@@ -147,7 +147,7 @@ class _Decision:
         return replace(q, scale=tuple(scales.clamp(min=least).float().tolist()))
 
     def _factor(self, weight: str) -> tuple[Tensor, int, int] | None:
-        """What folding will multiply the channels of *weight* by, their axis, and groups; None if nothing is folded into it."""
+        """What folding will multiply the channels of *weight* by, their axis, and groups; None if nothing is folded."""
         readers = self.graph.value(weight).readers
         factors = [self._factor_of(norm) for norm in self.facts.norms.get(readers[0].op, ())]
         if not factors:
@@ -177,9 +177,10 @@ def _warn_of_saturation(plan: Plan) -> None:
 
 
 class QuantizedModel(nn.Module):
-    """The converted network: called with float tensors like the float model, computed by ONNX Runtime on integers, on the CPU.
+    """The converted network: called like the float model, computed by ONNX Runtime on integers, on the CPU.
 
-    *plan*: every scale and zero point. *model*: the file's contents. `save` writes it. It has no parameters and no gradient.
+    *plan*: every scale and zero point. *model*: the file's contents. `save` writes it. It has no parameters and no
+    gradient.
     """
 
     def __init__(
@@ -277,8 +278,9 @@ def _mapped(structure: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def convert(model: nn.Module) -> QuantizedModel:
-    """The true int8 (or int16, or mixed) form of a calibrated or trained *model*, which is not changed; its mode does not matter.
+    """The true int8 (or int16, or mixed) form of a calibrated or trained *model*, which is not changed.
 
+    The mode that *model* is in does not matter.
     *raises* `PlanError` for observers that never ran, `ModelError` for operators without an ONNX form.
     """
     found = decided(model)
@@ -297,10 +299,10 @@ class Exported:
 
 
 def export(model: nn.Module, path: str | Path, *, integers: bool = False) -> Exported:
-    """Write *model* as the QDQ ONNX file that `tune` writes, beside it the plan (`NAME.plan.json`), and prove it on the example.
+    """Write *model* as the QDQ ONNX file that `tune` writes, beside it `NAME.plan.json`, and prove it on the example.
 
-    *integers*: write it in integer operators alone, with its look-up tables.
-    *raises* as `convert`; `ProofError` if ONNX Runtime computes something else than the simulation, `OutputError`.
+    *integers*: write it in integer operators alone, with its look-up tables. *raises* as `convert`; `ProofError` if
+    ONNX Runtime computes something else than the simulation, `OutputError`.
     """
     place = Path(path)
     check_writable(place.parent)

@@ -1,9 +1,9 @@
 """Any `nn.Module` to a `Graph`, by way of `torch.export`.
 
-The exported graph is taken *undecomposed*, so that convolutions, norms and dropout are still what the author wrote; writes
-in place become functional (`torch_functional`), every call becomes an operator (`ops`), named after the author's modules
-(`torch_names`); what has no class of ours runs as an opaque operator. At the end the graph's answer is compared with the
-model's own.
+The exported graph is taken *undecomposed*, so that convolutions, norms and dropout are still what the author wrote;
+writes in place become functional (`torch_functional`), every call becomes an operator (`ops`), named after the author's
+modules (`torch_names`); what has no class of ours runs as an opaque operator. At the end the graph's answer is compared
+with the model's own.
 """
 
 from __future__ import annotations

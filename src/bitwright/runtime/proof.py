@@ -203,15 +203,17 @@ class Proof:
         return found
 
     def table(self, *, worst_first: bool = False) -> Table:
-        """One row for each operator that was compared, in execution order unless told otherwise."""
-        compared = sorted(self.per_op, key=lambda d: (-d.steps, -d.fraction)) if worst_first else self.per_op
+        """One row for each operator that was compared, in execution order; *worst_first*: those that break the rule lead."""
+        compared = self.per_op
+        if worst_first:
+            compared = tuple(sorted(compared, key=lambda d: (d.holds, -d.steps, -d.fraction)))
         columns = (
             Column("name", "operator"),
             Column("kind", "kind"),
             Column("dtype", "codes"),
             Column("steps", "largest difference", "steps"),
-            Column("fraction", "share that differs", "", 6),
-            Column("ties", "share of ties that differ", "", 6),
+            Column("fraction", "share that differs, ties apart", "", 6),
+            Column("ties", "share that differs, ties", "", 6),
             Column("elements", "elements"),
         )
         rows = tuple(
