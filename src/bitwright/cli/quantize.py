@@ -12,11 +12,15 @@ from bitwright.cli.signature import flat
 from bitwright.flow.outputs import stage_table
 from bitwright.flow.quantize import quantized_summary, run_quantize
 
-HELP = """Quantize everything that the target allows, without a search, and export it: as standard ONNX with Q/DQ pairs, as standard ONNX in
-integer operators alone, or both. Every operator of every file is compared with the simulation on ONNX Runtime.
+HELP = """Quantize everything that the target allows, without a search, and export it: as standard ONNX with Q/DQ pairs,
+as standard ONNX in integer operators alone, or both. Every operator of every file is compared with the simulation on ONNX
+Runtime. A file of the other kind that an earlier run left in the folder is removed: it holds another plan.
 
-In the integer file convolutions, products, sums and look-up tables are integer operators; softmax, norms and division are taken apart, with
-int16 inside. What stays float is listed, with the reason. bitwright tune --export does the same after a search."""
+In the integer file convolutions, products, sums and look-up tables are integer operators; softmax, norms and division are
+taken apart, with int16 inside. What stays float is listed, with the reason. bitwright tune --export does the same after a
+search.
+
+Exit status: 0, or 2 on bad input or where ONNX Runtime computes something else than the simulation."""
 EXAMPLES = (
     "bitwright quantize model.onnx --data samples.npz --target journey6 --export both -o out",
     "bitwright quantize model.onnx --data samples.npz --target journey6 --plan tuned/plan.json --export integer",

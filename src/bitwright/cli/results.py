@@ -116,7 +116,7 @@ def print_exports(exports: Exports) -> None:
 
 
 def proof_line(proof: Proof) -> str:
-    """The extremes over all operators, how the whole networks compare, and whether ONNX Runtime can run the file as it usually does."""
+    """The extremes over all operators, how the whole networks compare, and whether ONNX Runtime runs the file as usual."""
     found = proof.to_json()
     apart = [_apart("8-bit", found["per_op_max_steps"], found["per_op_fraction"])]
     if "per_op_max_steps_int16" in found:

@@ -158,7 +158,7 @@ def open_bench(
 
 
 def given_plan(bench: Bench, path: Path) -> Plan:
-    """The solved plan in the file *path*, of the network and target of *bench*. *raises* `PlanError` for one of another."""
+    """The solved plan in the file *path*, of *bench*'s network and target. *raises* `PlanError` for one of another."""
     plan = Plan.load(path)
     if plan.target != bench.target.name:
         raise PlanError(

@@ -132,7 +132,8 @@ def write_exports(folder: Path, name: str, exports: Exports, watcher: Watcher) -
 def read_exports(folder: Path, name: str, export: Export) -> dict[str, onnx.ModelProto]:
     """What `write_exports` has written for a job that asked for *export*, by what follows the model's name.
 
-    The file of another name serves if there is but one (a model may have been renamed). *raises* `ModelError` for a missing or damaged file.
+    The file of another name serves if there is but one (a model may have been renamed). *raises* `ModelError` for a file
+    that is missing or damaged.
     """
     ends = {"qdq": (QDQ,), "integer": (INTEGER,), "both": (QDQ, INTEGER)}[export]
     found = {}
