@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnx.inliner
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,10 +21,10 @@ from torch import Tensor, nn
 from bitwright.calibrate.solve import Solver
 from bitwright.errors import NumericsError
 from bitwright.exporters.integer import export_integer, lower
-from bitwright.exporters.integer.arithmetic import multiplier_of, requantize
 from bitwright.exporters.integer.export import ISLANDS_KEY
 from bitwright.exporters.integer.lowering import LOWERINGS, TABLE, Lowering
 from bitwright.exporters.integer.number import Integer
+from bitwright.exporters.integer.rescale import multiplier_of, requantize
 from bitwright.graph.op import Op
 from bitwright.numerics.dtype import INT8, INT16, UINT8, UINT16, DType
 from bitwright.numerics.fixed_point import rescale
@@ -31,9 +32,10 @@ from bitwright.numerics.lut import TableSettings, build_table
 from bitwright.numerics.rounding import Rounding
 from bitwright.numerics.spec import QParams, QuantSpec
 from bitwright.plan.assign import assign
+from bitwright.plan.code_names import codes_in
 from bitwright.plan.target import PRECISIONS, FuseRule, Precision, RescaleRule, load_target
 from bitwright.runtime.session import Session
-from bitwright.runtime.verify import VALUE_KEY, measure
+from bitwright.runtime.verify import measure
 
 
 class Twice(nn.Module):
@@ -253,19 +255,21 @@ def test_the_file_lists_its_islands_and_names_its_codes() -> None:
     plan = Solver(graph, rules, statistics).solve(assign(graph, rules))
     model = export_integer(graph, plan, rules, {})
     islands = json.loads(next(p.value for p in model.metadata_props if p.key == ISLANDS_KEY))
-    named = {e.value for n in model.graph.node for e in n.metadata_props if e.key == VALUE_KEY}
 
     assert list(islands.values()) == ["no table was built"]
-    assert named == {n for n, e in plan.values.items() if e.qparams is not None}
+    assert set(codes_in(model)) == {n for n, e in plan.values.items() if e.qparams is not None}
 
 
 def test_only_integers_between_the_edges() -> None:
     _, _, model, _ = lowered(_TWICE, ((2, 3),), "onnxruntime", "int8")
-    types = onnx.shape_inference.infer_shapes(model.model).graph.value_info
+    flat = onnx.inliner.inline_local_functions(model.model)
+    types = onnx.shape_inference.infer_shapes(flat).graph.value_info
     floats = {v.name for v in types if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
 
+    assert len(flat.graph.node) > 10
+    assert not flat.functions
     assert not floats
-    assert [n.op_type for n in model.model.graph.node if n.op_type.endswith("Linear")] == [
+    assert [n.op_type for n in flat.graph.node if n.op_type.endswith("Linear")] == [
         "QuantizeLinear",
         "DequantizeLinear",
     ]

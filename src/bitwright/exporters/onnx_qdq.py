@@ -31,11 +31,10 @@ from bitwright.graph.replay import Reads
 from bitwright.numerics.affine import quantize
 from bitwright.numerics.dtype import DType
 from bitwright.numerics.spec import QParams
+from bitwright.plan.code_names import SUFFIX, say_whose_codes
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import is_made_quantized, quantized_reads
 
-#: Metadata of a node that writes codes: the value of the graph that it quantizes.
-VALUE_KEY = "bitwright.value"
 #: Nodes behind a DequantizeLinear that ONNX Runtime puts a pair of its own behind, unless there is one.
 _MOVING = ("MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 
@@ -108,8 +107,7 @@ class _Inserter:
         if is_made_quantized(self.plan, value):
             self.everywhere[name] = result
         self.edges |= {(name, op): result for op in self._readers(value)}
-        entry = pair[0].metadata_props.add()
-        entry.key, entry.value = VALUE_KEY, value.name
+        say_whose_codes(pair[0], pair[0].output[0], value.name)
         if value.producer is None:
             self.before += pair
         else:
@@ -117,7 +115,7 @@ class _Inserter:
 
     def _pair(self, name: str, q: QParams, *, is_output: bool) -> tuple[list[onnx.NodeProto], str]:
         """The two nodes behind *name*, and what the second one writes: *name* itself if that leaves the graph."""
-        copy, source = fresh_name(f"{name}_quantized", self.taken), name
+        copy, source = fresh_name(f"{name}{SUFFIX}", self.taken), name
         if is_output:
             source = self.raw[name] = fresh_name(f"{name}_raw", self.taken)
             result = name
@@ -147,7 +145,7 @@ class _Inserter:
         Each reader has codes of its own: ONNX Runtime (1.31, default level) does not load models in which two quantized
         operators share a weight.
         """
-        copy = fresh_name(f"{name}_quantized", self.taken)
+        copy = fresh_name(f"{name}{SUFFIX}", self.taken)
         result = self.edges[name, op] = fresh_name(f"{name}_dequantized", self.taken)
         codes = quantize(self.graph.constant(value.name).detach(), q)
         self.initializers.append(initializer(copy, to_numpy(codes).astype(_numpy_type(q.spec.dtype))))
@@ -159,7 +157,7 @@ class _Inserter:
             self.int8[result] = q
         if q.spec.axis is not None and q.spec.group:
             axis = {"axis": 1 - q.spec.axis, "block_size": q.spec.group}
-        name = "_dequantized".join(copy.rsplit("_quantized", 1))
+        name = "_dequantized".join(copy.rsplit(SUFFIX, 1))
         return helper.make_node("DequantizeLinear", [copy, *parameters], [result], name=name, **axis)
 
     def _parameters(self, name: str, q: QParams, shape: Sequence[int] = ()) -> tuple[str, str]:

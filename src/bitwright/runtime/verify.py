@@ -7,7 +7,7 @@ the few that float32 summation order decides. Whole networks are reported beside
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,14 +22,12 @@ from bitwright.numerics.affine import dequantize, quantize
 from bitwright.numerics.rounding import Rounding
 from bitwright.numerics.spec import QParams
 from bitwright.ops.table import TableOp
+from bitwright.plan.code_names import codes_in
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
 from bitwright.runtime.agreement import AgreementMeter
 from bitwright.runtime.proof import OpDifference, Proof, tie_width
 from bitwright.runtime.session import Session
-
-#: Metadata of a node that writes codes (QuantizeLinear, or the last of an integer operator's): the value of the graph they are of.
-VALUE_KEY = "bitwright.value"
 
 
 def verify(
@@ -84,12 +82,14 @@ class _Comparison:
 
     def __init__(self, graph: Graph, plan: Plan, model: onnx.ModelProto) -> None:
         self.graph, self.plan, self.replay = graph, plan, Replay(graph)
-        self.half_even = _rounded_half_even(model)
+        codes = codes_in(model)
+        # QuantizeLinear rounds half-even whatever the target does; integer operators round as the target.
+        self.half_even = {value for value, (_, op_type) in codes.items() if op_type == "QuantizeLinear"}
         self.reads = half_even(quantized_reads(graph, plan), self.half_even)
         self.constants = {k: q for k, q in self.reads.items() if graph.value(k[0]).is_constant}
         self.groups = {g: ops for g, ops in plan.groups.items() if plan.precision(g) != "float"}
         self.rows = {g: _Row() for g in self.groups}
-        self.codes = _code_names(model)
+        self.codes = {value: name for value, (name, _) in codes.items()}
         self.inputs = [i.name for i in graph.info.inputs]
         self.outputs = list(dict.fromkeys(graph.info.outputs))
         sides = self._side_values()
@@ -281,25 +281,6 @@ def half_even(reads: Reads, values: Collection[str]) -> Reads:
 
 def _half_even(q: QParams) -> QParams:
     return replace(q, spec=replace(q.spec, rounding=Rounding.HALF_EVEN))
-
-
-def _code_names(model: onnx.ModelProto) -> dict[str, str]:
-    """Value of the graph -> name of its codes in *model*."""
-    return {value: name for value, name, _ in _code_nodes(model)}
-
-
-def _rounded_half_even(model: onnx.ModelProto) -> set[str]:
-    """Values of the graph whose codes QuantizeLinear makes; integer operators round as the target does."""
-    return {value for value, _, op_type in _code_nodes(model) if op_type == "QuantizeLinear"}
-
-
-def _code_nodes(model: onnx.ModelProto) -> Iterator[tuple[str, str, str]]:
-    """Value of the graph, name of its codes, and type of the node that writes them: its output 0, or what `VALUE_KEY.<n>` says."""
-    for node in model.graph.node:
-        for entry in node.metadata_props:
-            key, _, index = entry.key.removeprefix(VALUE_KEY).partition(".")
-            if entry.key.startswith(VALUE_KEY) and not key:
-                yield entry.value, node.output[int(index or 0)], node.op_type
 
 
 def _with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:

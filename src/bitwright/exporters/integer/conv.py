@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from bitwright.exporters.integer.arithmetic import finish
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
 from bitwright.exporters.integer.number import Integer
 from bitwright.exporters.integer.products import Byte, in_bytes, join, weight_byte, zero_points
+from bitwright.exporters.integer.rescale import finish
 from bitwright.graph.op import Op
 from bitwright.numerics.fixed_point import Integers, Reals
 from bitwright.ops.conv import Conv, ConvTranspose

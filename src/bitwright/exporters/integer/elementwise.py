@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from bitwright.exporters.integer.arithmetic import finish, product, requantize, total
+from bitwright.exporters.integer.arithmetic import product, total
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
 from bitwright.exporters.integer.number import Integer
+from bitwright.exporters.integer.rescale import finish, requantize
 from bitwright.graph.op import Op
 from bitwright.numerics.fixed_point import Reals
 from bitwright.ops.elementwise import Elementwise

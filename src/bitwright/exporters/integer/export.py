@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx
 
 from bitwright.exporters.integer.lowering import Accumulator, Lowering
+from bitwright.exporters.integer.whole import write
 from bitwright.exporters.writer import signed
 from bitwright.graph.graph import Graph
 from bitwright.numerics.lut import LookupTable
@@ -58,7 +59,7 @@ def lower(graph: Graph, plan: Plan, target: Target, tables: Mapping[str, LookupT
     *raises* `ModelError` if an operator that stays float cannot be written as ONNX.
     """
     lowering = Lowering(graph, plan, target, tables)
-    lowering.run()
+    write(lowering)
     properties = {"bitwright.target": plan.target, ISLANDS_KEY: json.dumps(lowering.islands)}
     model = signed(lowering.writer.model(), properties)
     return IntegerModel(model, lowering.islands, tuple(lowering.accumulators))

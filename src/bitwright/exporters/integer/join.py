@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from bitwright.exporters.integer.arithmetic import centred, finish, in_carrier, requantize, shifted_right
+from bitwright.exporters.integer.arithmetic import centred, in_carrier
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
 from bitwright.exporters.integer.move import move
 from bitwright.exporters.integer.number import NO_ZERO, Integer, codes_of
+from bitwright.exporters.integer.rescale import finish, requantize, shifted_right
 from bitwright.exporters.writer import to_numpy
 from bitwright.graph.op import Op
 from bitwright.numerics.affine import quantize

@@ -6,10 +6,10 @@ from itertools import product as pairs_of
 
 import numpy as np
 
-from bitwright.exporters.integer.arithmetic import finish
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
 from bitwright.exporters.integer.number import Integer
 from bitwright.exporters.integer.products import Byte, Multiply, in_bytes, join, weight_byte, zero_points
+from bitwright.exporters.integer.rescale import finish
 from bitwright.graph.op import Op
 from bitwright.numerics.fixed_point import Integers, Reals
 from bitwright.ops.linear import Gemm, Linear

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from bitwright.errors import BitwrightError, ModelError
+from bitwright.errors import ModelError
 from bitwright.exporters.integer.number import Carrier, Integer, codes_of, same_parameters
 from bitwright.exporters.integer.writer import IntegerWriter
 from bitwright.exporters.writer import to_numpy
-from bitwright.graph.graph import OUTPUT, Graph, Value
+from bitwright.graph.graph import Graph
 from bitwright.graph.op import Op, Shape
 from bitwright.numerics.affine import quantize
 from bitwright.numerics.fixed_point import Reals
 from bitwright.numerics.lut import LookupTable
 from bitwright.numerics.spec import QParams
 from bitwright.plan.plan import Plan
-from bitwright.plan.reads import is_quantized, quantized_reads
+from bitwright.plan.reads import quantized_reads
 from bitwright.plan.target import Target
 from bitwright.registry import Registry
 
@@ -62,7 +62,7 @@ class Lowering:
         self.copies: dict[str, str] = {}
         self.islands: dict[str, str] = {}
         self.accumulators: list[Accumulator] = []
-        self.numbers: dict[tuple[str, Shape, bytes], str] = {}
+        self.numbers: dict[tuple[str, str, Shape, bytes], str] = {}
 
     # --- what a lowering may ask -----------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ class Lowering:
 
     def side(self, op: Op, index: int) -> str:
         """Input *index* as it is: indices, conditions."""
-        return self._as_real(self._name(op, index))
+        return self.as_real(self._name(op, index))
 
     def is_constant(self, op: Op, index: int) -> bool:
         """Whether input *index* is a constant."""
@@ -186,20 +186,34 @@ class Lowering:
         return list(clone.outputs)
 
     def _side(self, name: str | None) -> str | None:
-        return self._as_real(name) if name in self.graph.values else name
+        return self.as_real(name) if name in self.graph.values else name
 
     def _moved(self, output: str) -> str:
         held = self.graph.values.get(output)
         return output if held is not None and not held.info.is_float else self.writer.temporary("moved")
 
-    def constant(self, array: npt.NDArray[Any]) -> str:
-        """A stored constant's name. Single numbers are stored once for the whole model."""
+    def constant(self, array: npt.NDArray[Any], role: str = "x") -> str:
+        """A stored constant's name; *role*: what functions that read it call it. Single numbers are stored once for the whole model."""
         if array.size != 1:
-            return self.writer.constant(array, "constant")
-        key = (array.dtype.name, array.shape, array.tobytes())
+            return self._named(self.writer.constant(array, "constant"), role)
+        key = (role, array.dtype.name, array.shape, array.tobytes())
         if key not in self.numbers:
-            self.numbers[key] = self.writer.constant(array, "constant")
+            self.numbers[key] = self._named(self.writer.constant(array, "constant"), role)
         return self.numbers[key]
+
+    def literal(self, value: int | list[int], to: str = "int32") -> str:
+        """A number, or a list of one, that belongs to the arithmetic itself: functions hold it."""
+        name = self.constant(np.array(value, to), "")
+        self.writer.literals[name] = np.array(value, to)
+        return name
+
+    def _named(self, name: str, role: str) -> str:
+        self.writer.roles[name] = role
+        return name
+
+    def function(self, name: str) -> AbstractContextManager[None]:
+        """What is written meanwhile becomes one call of the function *name* (`functions.MEANING`)."""
+        return self.writer.function(name)
 
     def cast(self, name: str, carrier: Carrier | str) -> str:
         """*name* as integers of another type."""
@@ -237,94 +251,9 @@ class Lowering:
             raise self.refusal(op, f"an input {index}")
         return name
 
-    # --- the whole graph -------------------------------------------------------------------------------------
+    # --- real numbers ------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Write everything."""
-        for value in self.graph.values.values():
-            if value.producer is None and not value.is_constant:
-                self.writer.begin_edge(value.name)
-                self._quantize_for_readers(value, value.name)
-        for op in self.graph.ops:
-            self.writer.begin(op)
-            why = self._lower(op)
-            if why is not None:
-                self._write_island(op, why)
-        for name in dict.fromkeys(self.graph.info.outputs):
-            self.writer.begin_edge(name)
-            self._as_real(name)
-
-    def _lower(self, op: Op) -> str | None:
-        """Write *op* in integers; returns why not, if so."""
-        entry = self.plan.ops[op.name]
-        lower = LOWERINGS.find(TABLE) if op.name in self.tables else LOWERINGS.find(op.kind)
-        if not is_quantized(self.plan, op.name):
-            return entry.why or "float in the plan"
-        if self._is_constant(op):
-            lower = _fold
-        if lower is None:
-            table = op.table_function() is not None
-            return "no table was built" if table else f"{op.kind} has no integer form"
-        count, known = len(self.accumulators), (dict(self.codes), dict(self.inner), set(self.real))
-        try:
-            lower(self, op)
-        except BitwrightError as e:
-            self.writer.take_back()
-            del self.accumulators[count:]
-            self.codes, self.inner, self.real = known
-            return f"expected {e.expected}; found {e.found}"
-        return None
-
-    def _is_constant(self, op: Op) -> bool:
-        names = self.graph.op_inputs(op.name)
-        return bool(names) and all(n is None or self.graph.value(n).is_constant for n in names)
-
-    # --- float islands ---------------------------------------------------------------------------------------
-
-    def _write_island(self, op: Op, why: str) -> None:
-        outputs = [o for o in op.outputs if o in self.graph.values]
-        if self.plan.ops[op.name].quantizable:
-            self.islands[op.name] = why
-        names = self.writer.call_inputs(op)
-        sources = [self._island_input(op, name) if name in self.graph.values else name for name in names]
-        clone = copy.copy(op)
-        raw = {o: self.writer.temporary("raw") if self._is_rounded(o) else o for o in op.outputs if o}
-        clone.outputs = tuple(raw.get(o, o) for o in op.outputs)
-        self.writer.aliases.update({name: o for o, name in raw.items() if name != o})
-        clone.to_onnx(self.writer, sources)
-        for o in outputs:
-            if raw[o] == o:
-                self.real.add(o)
-            self._quantize_for_readers(self.graph.value(o), raw[o])
-
-    def _is_rounded(self, value: str) -> bool:
-        """Whether an island that makes *value* leaves only its codes: every reader sees them."""
-        held = self.graph.values.get(value)
-        return (
-            held is not None
-            and held.producer is not None
-            and (is_quantized(self.plan, held.producer) and self.plan.qparams(value) is not None)
-        )
-
-    def _island_input(self, op: Op, name: str | None) -> str:
-        """What an island reads: the real numbers, quantized where the plan says so."""
-        assert name is not None
-        q = self.reads.get((name, op.name))
-        if q is None:
-            return self._as_real(name)
-        if self.graph.value(name).is_constant:
-            codes = to_numpy(quantize(self.graph.constant(name).detach(), q))
-            made = self._dequantize(self.constant(codes.astype(_onnx_type(q))), q, codes.shape)
-            self.writer.aliases[made] = name
-            return made
-        if name not in self.real:
-            return self._as_real(name)
-        if name not in self.copies:
-            self.copies[name] = self._dequantize(self._stored(self.codes[name]), q)
-            self.writer.aliases[self.copies[name]] = name
-        return self.copies[name]
-
-    def _as_real(self, name: str) -> str:
+    def as_real(self, name: str) -> str:
         """*name* as real numbers, under its own name."""
         if name in self.real:
             return name
@@ -337,20 +266,20 @@ class Lowering:
             return name
         codes = self.codes[name]
         assert codes.q is not None
-        return self._dequantize(self._stored(codes), codes.q, result=name)
+        return self.dequantized(self.stored(codes), codes.q, result=name)
 
-    def _stored(self, codes: Integer) -> str:
+    def stored(self, codes: Integer) -> str:
         """Codes in the type that DequantizeLinear knows."""
         assert codes.q is not None
         return self.cast(codes.name, codes.q.spec.dtype.name) if codes.carrier == "int32" else codes.name
 
-    def _dequantize(
+    def dequantized(
         self, codes: str, q: QParams, shape: Sequence[int] = (), *, result: str | None = None
     ) -> str:
         """*codes* (of *shape*, where scales are by channel or group) as real numbers."""
         made = result or self.writer.temporary("dequantized")
         axis: dict[str, Any] = {} if q.spec.axis is None else {"axis": q.spec.axis}
-        scale, zero = np.array(q.scale, np.float32), np.array(q.zero_point).astype(_onnx_type(q))
+        scale, zero = np.array(q.scale, np.float32), np.array(q.zero_point).astype(onnx_type(q))
         if q.spec.axis is None:
             scale, zero = scale.reshape(()), zero.reshape(())
         elif q.spec.group:
@@ -362,39 +291,6 @@ class Lowering:
         )
         return made
 
-    def _quantize_for_readers(self, value: Value, source: str) -> None:
-        """Codes of a value that is there as the real numbers *source*, if something reads it quantized."""
-        readers = [*(r.op for r in value.readers), OUTPUT]
-        q = next((self.reads[value.name, op] for op in readers if (value.name, op) in self.reads), None)
-        if q is None:
-            return
-        made = self.writer.temporary("codes")
-        scale, zero = np.array(q.scale[0], np.float32), np.array(q.zero_point[0]).astype(_onnx_type(q))
-        self.writer.node("QuantizeLinear", [source, self.constant(scale), self.constant(zero)], [made])
-        codes = codes_of(self.writer.mark(made, value.name), q)
-        if codes.carrier == "int32":
-            codes = replace(codes, name=self.cast(codes.name, "int32"))
-        self.writer.aliases[codes.name] = value.name
-        self.codes[value.name] = codes
 
-
-def _onnx_type(q: QParams) -> np.dtype[Any]:
+def onnx_type(q: QParams) -> np.dtype[Any]:
     return helper.tensor_dtype_to_np_dtype(TensorProto.DataType.Value(q.spec.dtype.name.upper()))
-
-
-def _fold(low: Lowering, op: Op) -> None:
-    """An operator of constants: its result is one."""
-    node, q = low.graph.op_node(op.name), low.output_q(op)
-    names = low.graph.op_inputs(op.name)
-    read = [
-        a
-        if n is None
-        else torch.from_numpy(low.real_constant(op, i).astype(np.float32))
-        if low.is_real(n)
-        else low.graph.constant(n)
-        for i, (a, n) in enumerate(zip(node.args, names, strict=True))
-    ]
-    with torch.no_grad():
-        codes = quantize(op(*read), q)
-    stored = low.constant_codes(codes, q)
-    low.finish(op, replace(stored, name=low.node("Identity", stored.name)))

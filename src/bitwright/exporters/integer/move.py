@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from bitwright.exporters.integer.arithmetic import centred, finish
+from bitwright.exporters.integer.arithmetic import centred
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
 from bitwright.exporters.integer.number import same_parameters
+from bitwright.exporters.integer.rescale import finish
 from bitwright.graph.op import Op
 from bitwright.ops.depth import DepthToSpace, SpaceToDepth
 

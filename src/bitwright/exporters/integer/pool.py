@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from bitwright.exporters.integer.arithmetic import centred, finish
+from bitwright.exporters.integer.arithmetic import centred
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
 from bitwright.exporters.integer.number import NO_ZERO, Integer
+from bitwright.exporters.integer.rescale import finish
 from bitwright.graph.op import Op
 from bitwright.ops.pool import AveragePool, MaxPool
 from bitwright.ops.sizes import FAR

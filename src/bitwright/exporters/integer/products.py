@@ -37,19 +37,19 @@ def in_bytes(low: Lowering, x: Integer) -> list[Byte]:
     if x.carrier in ("int8", "uint8"):
         if x.carrier == "uint8":
             return [Byte(x.name, zero, 1, x.peak)]
-        lifted = low.node("BitwiseXor", low.cast(x.name, "uint8"), low.constant(np.array(128, np.uint8)))
+        with low.function("Bytes"):
+            lifted = low.node("BitwiseXor", low.cast(x.name, "uint8"), low.literal(128, "uint8"))
         return [Byte(lifted, zero + 128, 1, x.peak)]
     lift = 1 << 15 if x.lo < 0 else 0
-    name = low.node("Add", x.name, low.constant(np.array(lift, np.int32))) if lift else x.name
-    high = low.node(
-        "BitShift", low.cast(name, "uint32"), low.constant(np.array(8, np.uint32)), direction="RIGHT"
-    )
-    last = low.node("BitwiseAnd", name, low.constant(np.array(255, np.int32)))
+    with low.function("Bytes"):
+        name = low.node("Add", x.name, low.literal(lift)) if lift else x.name
+        high = low.node("BitShift", low.cast(name, "uint32"), low.literal(8, "uint32"), direction="RIGHT")
+        names = [low.cast(part, "uint8") for part in (high, low.node("BitwiseAnd", name, low.literal(255)))]
     zero += lift
-    found = []
-    for part, byte, factor in ((high, zero >> 8, 256), (last, zero & 255, 1)):
-        found.append(Byte(low.cast(part, "uint8"), byte, factor, max(byte, 255 - byte)))
-    return found
+    return [
+        Byte(part, byte, factor, max(byte, 255 - byte))
+        for part, byte, factor in zip(names, (zero >> 8, zero & 255), (256, 1), strict=True)
+    ]
 
 
 def weight_byte(low: Lowering, w: Integers) -> Byte:
@@ -77,13 +77,13 @@ def join(
     if len(pairs) == 1:
         return Integer(multiply(*pairs[0]), "int32", scale, NO_ZERO, -peak, peak)
     low.prove(op, peak, 62, len(pairs))
-    name = ""
-    for a, b in pairs:
-        part = low.cast(multiply(a, b), "int64")
-        factor = a.factor * b.factor
-        if factor > 1:
-            part = low.node("Mul", part, low.constant(np.array(factor, np.int64)))
-        name = low.node("Add", name, part) if name else part
+    products, name = [multiply(a, b) for a, b in pairs], ""
+    with low.function("Joined"):
+        for (a, b), product in zip(pairs, products, strict=True):
+            part, factor = low.cast(product, "int64"), a.factor * b.factor
+            if factor > 1:
+                part = low.node("Mul", part, low.literal(factor, "int64"))
+            name = low.node("Add", name, part) if name else part
     return Integer(name, "int64", scale, NO_ZERO, -peak, peak)
 
 

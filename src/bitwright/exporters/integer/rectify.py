@@ -6,16 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from bitwright.exporters.integer.arithmetic import (
-    carrier_for,
-    centred,
-    finish,
-    in_carrier,
-    product,
-    requantize,
-)
+from bitwright.exporters.integer.arithmetic import carrier_for, centred, in_carrier, product
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
 from bitwright.exporters.integer.number import codes_of
+from bitwright.exporters.integer.rescale import finish, requantize
 from bitwright.graph.op import Op
 from bitwright.numerics.fixed_point import Reals
 from bitwright.ops.clip import Clip

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from bitwright.exporters.integer.arithmetic import carrier_for, centred, finish, product
+from bitwright.exporters.integer.arithmetic import carrier_for, centred, product
 from bitwright.exporters.integer.lowering import LOWERINGS, Lowering
 from bitwright.exporters.integer.number import NO_ZERO, Integer
+from bitwright.exporters.integer.rescale import finish
 from bitwright.graph.op import Op
 from bitwright.ops.batchnorm import BatchNorm
 from bitwright.ops.order import CumSum

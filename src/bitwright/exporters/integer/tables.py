@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bitwright.exporters.integer.arithmetic import finish, requantize
 from bitwright.exporters.integer.lowering import LOWERINGS, TABLE, Lowering
 from bitwright.exporters.integer.number import NO_ZERO, Carrier, Integer, codes_of, same_parameters
+from bitwright.exporters.integer.rescale import finish, requantize
 from bitwright.exporters.writer import to_numpy
 from bitwright.graph.op import Op
 from bitwright.numerics.affine import dequantize, quantize
@@ -29,7 +29,7 @@ from bitwright.numerics.lookup_table import (
     RegularTable,
     SegmentTable,
 )
-from bitwright.numerics.segments import CELL_BITS
+from bitwright.numerics.segments import CELL_BITS, CELLS
 from bitwright.numerics.spec import QParams
 
 _Interpolated = RegularTable | SegmentTable | PeriodicTable
@@ -41,7 +41,9 @@ def _table(low: Lowering, op: Op) -> None:
     x = low.integer(op, 0)
     if x.q is None or not same_parameters(x.q, table.q_in) or (x.floor, x.ceiling) != (None, None):
         x = requantize(low, op, x, table.q_in)
-    finish(low, op, _FORMS[type(table)](low, op, x.name, table))
+    with low.function(_NAMES[type(table)]):
+        result = _FORMS[type(table)](low, op, x.name, table)
+    finish(low, op, result)
 
 
 @LOWERINGS.register("Floor", "Ceil", "Round", "Trunc", "Sign", "Shrink", "ThresholdedRelu")
@@ -60,8 +62,9 @@ def _looked_up(low: Lowering, codes: str, q_in: QParams, entries: Tensor, q_out:
     d = q_in.spec.dtype
     stored = np.roll(to_numpy(entries), d.qmin)
     result = codes_of("", q_out)
-    index = codes if d.bits == 16 else low.cast(codes, "int32")
-    name = low.node("Gather", low.constant(stored.astype(result.carrier)), index)
+    with low.function("Table"):
+        index = codes if d.bits == 16 else low.cast(codes, "int32")
+        name = low.node("Gather", low.constant(stored.astype(result.carrier), "table"), index)
     return codes_of(name, q_out)
 
 
@@ -73,7 +76,7 @@ def _direct(low: Lowering, op: Op, codes: str, table: LookupTable) -> Integer:
 def _regular(low: Lowering, op: Op, codes: str, table: LookupTable) -> Integer:
     assert isinstance(table, RegularTable)
     u = _from_zero(low, codes, table)
-    fraction = low.node("BitwiseAnd", u, _number(low, (1 << REGULAR_BITS) - 1))
+    fraction = low.node("BitwiseAnd", u, low.literal((1 << REGULAR_BITS) - 1))
     y = _between(low, table.entries, _shift(low, u, REGULAR_BITS), fraction, REGULAR_BITS, "int32")
     return _result(low, op, y, "int32", REGULAR_BITS, table)
 
@@ -83,11 +86,16 @@ def _segments(low: Lowering, op: Op, codes: str, table: LookupTable) -> Integer:
     u = _from_zero(low, codes, table)
     negative = ""
     if table.symmetric_mode != "none":
-        offset = low.node("Sub", u, _number(low, MIDDLE))
-        negative = low.node("Less", offset, _number(low, 0))
-        u = low.node("Add", low.node("Abs", offset), _number(low, MIDDLE))
-        u = low.node("Min", u, _number(low, 2 * MIDDLE - 1))
-    held = low.node("Clip", u, _number(low, table.first), _number(low, table.last))
+        offset = low.node("Sub", u, low.literal(MIDDLE))
+        negative = low.node("Less", offset, low.literal(0))
+        u = low.node("Add", low.node("Abs", offset), low.literal(MIDDLE))
+        u = low.node("Min", u, low.literal(2 * MIDDLE - 1))
+    held = low.node(
+        "Clip",
+        u,
+        low.constant(np.array(table.first, np.int32), "first"),
+        low.constant(np.array(table.last, np.int32), "last"),
+    )
     y, carrier, bits = _on_the_curve(low, held, table), "int32", BLEND_BITS
     if table.has_lines:
         y, carrier, bits = _with_lines(low, u, y, table), "int64", LINE_BITS
@@ -99,45 +107,58 @@ def _segments(low: Lowering, op: Op, codes: str, table: LookupTable) -> Integer:
 def _on_the_curve(low: Lowering, u: str, table: SegmentTable) -> str:
     """Entries · 2^10 at the covered offset codes *u*."""
     columns = np.stack([to_numpy(t).astype(np.int64) for t in (table.spacings, table.bases)])
-    segments, of_cell = np.unique(columns, axis=1, return_inverse=True)
-    k, bases = segments
-    number = low.node("Gather", low.constant(of_cell.reshape(-1).astype(np.uint8)), _shift(low, u, CELL_BITS))
-    segment = low.cast(number, "int32")
+    starts = np.flatnonzero((columns[:, 1:] != columns[:, :-1]).any(0)) + 1
+    spacings, bases = columns[:, [0, *starts]]
+    of_cell = _segments_of_cells(low, starts)
+    # By cell, all this depends on constants alone: engines compute it when they load.
+    k = low.node("Gather", low.cast(low.constant(spacings.astype(np.uint8), "spacings"), "uint32"), of_cell)
+    base = low.node("Gather", low.constant(bases.astype(np.int32), "bases"), of_cell)
+    width = low.cast(low.node("BitShift", low.literal(1, "uint32"), k, direction="LEFT"), "int32")
+    mask = low.node("Sub", width, low.literal(1))
+    factor = low.node("Div", low.literal(1 << BLEND_BITS), width)
 
-    def by_segment(values: npt.NDArray[np.int64], to: Carrier | str) -> str:
-        return low.node("Gather", low.constant(values.astype(to)), segment)
-
-    shifted = low.node("BitShift", low.cast(u, "uint32"), by_segment(k, "uint32"), direction="RIGHT")
-    index = low.node("Add", low.cast(shifted, "int32"), by_segment(bases, "int32"))
-    fraction = low.node("BitwiseAnd", u, by_segment((1 << k) - 1, "int32"))
-    fraction = low.node("Mul", fraction, by_segment(1 << (BLEND_BITS - k), "int32"))
+    cell = _shift(low, u, CELL_BITS)
+    shifted = low.node("BitShift", low.cast(u, "uint32"), low.node("Gather", k, cell), direction="RIGHT")
+    index = low.node("Add", low.cast(shifted, "int32"), low.node("Gather", base, cell))
+    fraction = low.node("BitwiseAnd", u, low.node("Gather", mask, cell))
+    fraction = low.node("Mul", fraction, low.node("Gather", factor, cell))
     return _between(low, table.entries, index, fraction, BLEND_BITS, "int32")
+
+
+def _segments_of_cells(low: Lowering, starts: npt.NDArray[np.int64]) -> str:
+    """The number of the segment of each cell, from the cells at which all but the first start."""
+    cells = low.node("Range", low.literal(0), low.literal(CELLS), low.literal(1))
+    column = low.node("Unsqueeze", cells, low.literal([1], "int64"))
+    begun = low.node("GreaterOrEqual", column, low.constant(starts.astype(np.int32), "starts"))
+    return low.node("ReduceSum", low.cast(begun, "int32"), low.literal([1], "int64"), keepdims=0)
 
 
 def _with_lines(low: Lowering, u: str, y: str, table: SegmentTable) -> str:
     """Entries · 2^24: *y*, and what the straight lines add outside."""
     wide = low.cast(u, "int64")
-    y = low.node("Mul", low.cast(y, "int64"), _number(low, 1 << (LINE_BITS - BLEND_BITS), "int64"))
+    y = low.node("Mul", low.cast(y, "int64"), low.literal(1 << (LINE_BITS - BLEND_BITS), "int64"))
     for bound, slope, op_type in (
         (table.first, table.slopes[0], "Min"),
         (table.last, table.slopes[1], "Max"),
     ):
         if slope:
             beyond = low.node(
-                op_type, low.node("Sub", wide, _number(low, bound, "int64")), _number(low, 0, "int64")
+                op_type,
+                low.node("Sub", wide, low.constant(np.array(bound, np.int64), "end")),
+                low.literal(0, "int64"),
             )
-            y = low.node("Add", y, low.node("Mul", beyond, _number(low, slope, "int64")))
+            y = low.node("Add", y, low.node("Mul", beyond, low.constant(np.array(slope, np.int64), "slope")))
     return y
 
 
 def _periodic(low: Lowering, op: Op, codes: str, table: LookupTable) -> Integer:
     assert isinstance(table, PeriodicTable)
-    wide = low.node("Sub", low.cast(codes, "int64"), _number(low, table.q_in.zero_point[0], "int64"))
-    turns = low.node("Mul", wide, _number(low, table.multiplier, "int64"))
-    phase = low.node("BitwiseAnd", turns, _number(low, (1 << PHASE_BITS) - 1, "int64"))
+    wide = low.node("Sub", low.cast(codes, "int64"), low.constant(np.array(table.q_in.zero_point[0]), "zero"))
+    turns = low.node("Mul", wide, low.constant(np.array(table.multiplier), "multiplier"))
+    phase = low.node("BitwiseAnd", turns, low.literal((1 << PHASE_BITS) - 1, "int64"))
     phase = _shift(low, phase, PHASE_BITS - SEEN_BITS, "uint64")
     bits = SEEN_BITS - table.index_bits
-    fraction = low.cast(low.node("BitwiseAnd", phase, _number(low, (1 << bits) - 1)), "int64")
+    fraction = low.cast(low.node("BitwiseAnd", phase, low.literal((1 << bits) - 1)), "int64")
     y = _between(low, table.entries, _shift(low, phase, bits), fraction, bits, "int64")
     return _result(low, op, y, "int64", bits, table)
 
@@ -148,31 +169,33 @@ _FORMS: dict[type[LookupTable], Callable[[Lowering, Op, str, LookupTable], Integ
     SegmentTable: _segments,
     PeriodicTable: _periodic,
 }
-
-
-def _number(low: Lowering, value: int, to: Carrier = "int32") -> str:
-    return low.constant(np.array(value, to))
+_NAMES = {
+    DirectTable: "Table",
+    RegularTable: "RegularTable",
+    SegmentTable: "SegmentTable",
+    PeriodicTable: "PeriodicTable",
+}
 
 
 def _from_zero(low: Lowering, codes: str, table: LookupTable) -> str:
     """Offset codes, 0 … 65535."""
     qmin = table.q_in.spec.dtype.qmin
-    return low.node("Sub", codes, _number(low, qmin)) if qmin else codes
+    return low.node("Sub", codes, low.literal(qmin)) if qmin else codes
 
 
 def _shift(low: Lowering, u: str, bits: int, unsigned: str = "uint32") -> str:
     """u >> bits, of integers that are not negative; int32."""
-    amount = low.constant(np.array(bits, unsigned))
-    return low.cast(low.node("BitShift", low.cast(u, unsigned), amount, direction="RIGHT"), "int32")
+    shifted = low.node("BitShift", low.cast(u, unsigned), low.literal(bits, unsigned), direction="RIGHT")
+    return low.cast(shifted, "int32")
 
 
 def _between(low: Lowering, entries: Tensor, index: str, fraction: str, bits: int, to: Carrier) -> str:
     """Entries · 2^bits, *fraction* · 2^-bits of the way from entry *index* to the next."""
-    stored = low.constant(to_numpy(entries).astype(np.int16))
+    stored = low.constant(to_numpy(entries).astype(np.int16), "table")
     first = low.cast(low.node("Gather", stored, index), to)
-    second = low.cast(low.node("Gather", stored, low.node("Add", index, _number(low, 1))), to)
+    second = low.cast(low.node("Gather", stored, low.node("Add", index, low.literal(1))), to)
     rise = low.node("Mul", low.node("Sub", second, first), fraction)
-    return low.node("Add", low.node("Mul", first, _number(low, 1 << bits, to)), rise)
+    return low.node("Add", low.node("Mul", first, low.literal(1 << bits, to)), rise)
 
 
 def _result(low: Lowering, op: Op, name: str, to: Carrier, bits: int, table: _Interpolated) -> Integer:

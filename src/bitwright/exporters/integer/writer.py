@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy.typing as npt
+import onnx
+from onnx import helper
+
 from bitwright.exporters.edit import fresh_name
-from bitwright.exporters.onnx_qdq import VALUE_KEY
+from bitwright.exporters.integer.functions import DOMAIN, Block, outlined
 from bitwright.exporters.writer import Writer
 from bitwright.graph.graph import Graph
 from bitwright.graph.op import Op, Shape
+from bitwright.plan.code_names import SUFFIX, say_whose_codes
 
 
 class IntegerWriter(Writer):
-    """A `Writer` of single nodes, which can take back what was written last. *aliases*: further name -> value of the graph."""
+    """A `Writer` of single nodes, which can take back what was written last, and makes functions of what recurs.
+
+    *aliases*: further name -> value of the graph. *roles*: constant -> what it is to a function that reads it; *literals*:
+    constants that belong into the functions that read them.
+    """
 
     def __init__(self, graph: Graph) -> None:
         super().__init__(graph)
         self.aliases: dict[str, str] = {}
+        self.roles: dict[str, str] = {}
+        self.literals: dict[str, npt.NDArray[Any]] = {}
+        self._blocks: list[Block] = []
+        self._depth = 0
 
     def shape(self, value: str) -> Shape | None:
         return super().shape(self.aliases.get(value, value))
@@ -44,15 +58,49 @@ class IntegerWriter(Writer):
             for name in node.output:
                 self.owners.pop(name, None)
         del self._nodes[self._first_node :]
+        self._blocks = [b for b in self._blocks if b.last <= self._first_node]
+
+    @contextmanager
+    def function(self, name: str) -> Iterator[None]:
+        """What is written meanwhile becomes one call of a function. Inside another function it belongs to that."""
+        first = len(self._nodes)
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+        if self._depth == 0:
+            self._blocks.append(Block(name, first, len(self._nodes)))
+
+    def is_new(self, name: str) -> bool:
+        """Whether *name* was written since `begin`, and is not the codes of a value yet."""
+        written = any(name in node.output for node in self._nodes[self._first_node :])
+        return written and name not in self.aliases
+
+    def model(self) -> onnx.ModelProto:
+        nodes = self._nodes
+        self._nodes, functions = outlined(
+            nodes,
+            self._blocks,
+            outputs=self.graph.info.outputs,
+            literals=self.literals,
+            roles=self.roles,
+            opset=self.opset,
+        )
+        made = super().model()
+        self._nodes = nodes
+        if functions:
+            made.functions.extend(functions)
+            made.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+        return made
 
     def mark(self, name: str, value: str) -> str:
         """Say in the file that the node which has just written *name* writes the codes of *value*; returns their new name."""
         node = next(n for n in reversed(self._nodes) if name in n.output)
         index = list(node.output).index(name)
-        entry = node.metadata_props.add()
-        entry.key, entry.value = f"{VALUE_KEY}.{index}" if index else VALUE_KEY, value
-        renamed = fresh_name(f"{value}_quantized", self._taken)
+        renamed = fresh_name(f"{value}{SUFFIX}", self._taken)
         node.output[index] = renamed
+        say_whose_codes(node, renamed, value)
         self.owners[renamed] = self.owners.pop(name)
         self.aliases[renamed] = value
         return renamed
