@@ -20,8 +20,8 @@ from bitwright.flow.verification import Verified, run_verify
 HELP = """Prove again the files of a folder that bitwright quantize or tune wrote: every operator of the Q/DQ file and of the integer file on ONNX
 Runtime against the simulation of plan.json, both fed with the same input codes; and every look-up table against its float function.
 
-Model, data and flags are found in job.json there; --model and --data name others, should they have moved. Nothing is calibrated: all
-thresholds and dividing points are the plan's.
+Model, data and flags are found in job.json there; --model and --data name others, should they have moved. All thresholds and
+dividing points are the plan's.
 
 Exit status: 0 if every operator keeps the rule of docs/numerics.md and no table differs by more than its error explains, 1 if not, 2 on bad input."""
 EXAMPLES = ("bitwright verify out", "bitwright verify out --data other_samples.npz --json")

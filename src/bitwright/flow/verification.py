@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +137,11 @@ def run_verify(
     `PlanError` for a plan of another network, `ModelError` for a missing or damaged file.
     """
     place, watcher = Path(folder), watcher or Silence()
-    # The plan holds all thresholds and dividing points: for those that it replaces, one sample is enough.
-    settings = replace(for_exports(settings or Settings()), input_num=1, inference_num=1)
+    settings = for_exports(settings or Settings())
     bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
     plan = given_plan(bench, place / "plan.json")
     models = read_exports(place, bench.name, settings.export)
+    # The plan holds every dividing point: what this calibration saw must have no say.
     tables = build_tables(bench.graph, plan, Statistics()) if INTEGER in models else {}
     proofs = prove(bench, plan, models, tables, settings, watcher, check=False)
     checks = _table_checks(bench, plan, models[INTEGER], tables, settings, watcher) if tables else ()
