@@ -7,13 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
-from tests.unit.cli_cases import CLASSES, SAMPLES, Command, Outcome
+from onnx import helper
+from tests.unit.cli_cases import CLASSES, SAMPLES, Command, Outcome, make_model
 
+from bitwright.cli.results import print_tuned
+from bitwright.flow.settings import Settings
+from bitwright.flow.tune import tune
 from bitwright.plan.plan import Plan
 
 # --- the line of the integer file --------------------------------------------------------------------------------
@@ -53,6 +58,56 @@ def test_the_integer_file_has_a_line_of_its_own(
     assert "integer file" in (tmp_path / "report.html").read_text()
 
 
+def test_an_integer_file_that_misses_what_its_plan_meets_is_said(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings(target="journey6", export="integer", expected_cos=0.9)
+    found = tune(model, data, output=tmp_path, settings=settings)
+    worse = {**found.stages, "integer": replace(found.stages["integer"], cosine=0.89)}
+
+    assert print_tuned(found, tmp_path, as_json=False) == 0
+    assert capsys.readouterr().err == ""
+    assert print_tuned(replace(found, stages=worse), tmp_path, as_json=False) == 0
+    assert capsys.readouterr().err.startswith(
+        "bitwright: note: the integer file has cosine 0.890000, below the 0.9 that its plan meets"
+    )
+
+
+def test_what_is_float_is_said_with_its_reason(
+    bitwright: Command, model: Path, data: Path, tmp_path: Path
+) -> None:
+    """Once there was a number in the table, and what a search had chosen passed for what the target refuses."""
+    node = helper.make_node("Softmax", ["last"], ["y"], "softmax", axis=-1)
+    soft = make_model(tmp_path / "soft.onnx", node)
+    common = ("--data", data, "--target", "bm1684", "-q")
+    search = ("--expected-cos", 1, "--max-float-ops", 1)
+    tuned = bitwright("tune", soft, *common, *search, "-o", tmp_path / "t")
+    done = bitwright("quantize", soft, *common, "--plan", tmp_path / "t" / "plan.json", "-o", tmp_path / "q")
+
+    refused = {"softmax": "bm1684 does not allow int8 Softmax (allowed: float)"}
+    line = f"\n  softmax: {refused['softmax']}\n"
+    assert "\nNot granted by the target (1):" + line in tuned.out
+    summary = json.loads((tmp_path / "q" / "summary.json").read_text())
+    assert summary["not_granted"] == refused
+    (chosen,) = set(summary["float_ops"]) - {"softmax"}
+    assert f"\nFloat operators (2):\n  {chosen}: sensitive: rank 1, loss " in done.out
+    assert line in done.out
+    assert summary["images"] == dict.fromkeys(("calibration", "inference", "accuracy"), SAMPLES)
+    report = (tmp_path / "q" / "report.html").read_text()
+    assert "Float operators" in report
+    assert refused["softmax"] in report
+
+
+def test_a_plan_leaves_nothing_for_a_threshold_method_to_do(
+    bitwright: Command, model: Path, data: Path, tmp_path: Path
+) -> None:
+    flags = ("--data", data, "--method", "kl", "--plan", tmp_path / "plan.json", "-o", tmp_path)
+
+    assert "--method: expected a flag of quantize --plan; found one that it has no use for" in (
+        bitwright("quantize", model, *flags).error
+    )
+
+
 # --- a folder that is used again ---------------------------------------------------------------------------------
 
 
@@ -74,7 +129,7 @@ def test_files_of_an_earlier_run_with_another_plan_go(
     assert f"note: removed {tmp_path / gone}: an earlier run made it" in done.err
     assert gone not in files
     assert ("accumulators.csv" in files) == (export == "integer")
-    assert listed(done) == files - {"another_integer.onnx", "job.json"}
+    assert listed(done) == files - {"another_integer.onnx"}
     assert bitwright("verify", tmp_path, "-q").status == 0
 
 
