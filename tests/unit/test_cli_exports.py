@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -273,7 +274,10 @@ def test_a_search_survives_an_interruption_of_its_export(
     assert bitwright("verify", out, "-q").status == 0
 
 
-# --- a full disk -------------------------------------------------------------------------------------------------
+#: Of Linux: `PR_CAPBSET_DROP` and `CAP_DAC_OVERRIDE`.
+_DROP_CAPABILITY, _DAC_OVERRIDE = 24, 1
+
+# --- a full disk, a locked folder --------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -303,6 +307,33 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(
     assert {"job.json", "summary.json"}.isdisjoint(files)
     assert not any(name.endswith(".tmp") for name in files)
     assert "job.json" in bitwright("verify", out).error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="capabilities are Linux's")
+def test_a_folder_that_turns_read_only_keeps_the_earlier_result(
+    bitwright: Command, model: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    lock = tmp_path / "lock.py"
+    lock.write_text(
+        "import os, numpy as np\n"
+        f"def samples():\n    os.chmod({str(out)!r}, 0o555)\n    return dict(np.load({str(data)!r}))\n"
+    )
+    command = ["quantize", str(model), "-o", str(out), "--export", "both", "-q"]
+    assert bitwright(*command, "--data", data).status == 0
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+
+    def bound_by_permissions() -> None:
+        ctypes.CDLL(None).prctl(_DROP_CAPABILITY, _DAC_OVERRIDE)  # which the superuser is not, else
+
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "bitwright", *command, "--data", f"{lock}:samples"],
+        capture_output=True, text=True, check=False, preexec_fn=bound_by_permissions,
+    )  # fmt: skip
+    out.chmod(0o755)
+
+    assert "found Permission denied" in Outcome(done.returncode, done.stdout, done.stderr).error
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
 
 
 def test_a_place_that_cannot_be_written_is_named(
