@@ -70,7 +70,7 @@ def _print(found: Verified) -> None:
     if found.holds:
         files = " and ".join(name.strip("_") for name in found.proofs)
         samples = max(proof.literal.samples for proof in found.proofs.values())
-        print(f"\nProven on {samples} samples: {files} of this folder compute what plan.json says.")
+        print(f"\nProven on {samples} samples against plan.json: {files}.")
 
 
 def _verdict(found: Verified, folder: Path) -> int:

@@ -93,9 +93,9 @@ class Verified:
             Column("name", "operator"),
             Column("kind", "function"),
             Column("dtype", "codes"),
-            Column("steps", "largest difference", "steps"),
-            Column("error", "the table's error over all inputs", "steps", 3),
-            Column("holds", "explained by it"),
+            Column("steps", "steps"),
+            Column("error", "error", "steps", 3),
+            Column("holds", "explained"),
         )
         rows = tuple(
             {
@@ -108,7 +108,8 @@ class Verified:
             }
             for t in sorted(self.tables, key=lambda t: (t.holds, -t.difference.steps))
         )
-        return Table("Tables of the integer file against their functions, same input codes", columns, rows)
+        title = "Tables, same input codes: steps by which they differ from their functions, and whether their error explains it"
+        return Table(title, columns, rows)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
