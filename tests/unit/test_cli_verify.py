@@ -30,6 +30,18 @@ def written(bitwright: Command, model: Path, data: Path, tmp_path: Path) -> Path
     return out
 
 
+@pytest.mark.parametrize(
+    ("name", "found"), [("nowhere", "No such file or directory"), ("samples.npz", "Not a directory")]
+)
+def test_what_is_no_folder_of_results_is_said(
+    bitwright: Command, tmp_path: Path, name: str, found: str
+) -> None:
+    (tmp_path / "samples.npz").write_bytes(b"")
+
+    error = bitwright("verify", tmp_path / name).error
+    assert f"leave beside their files; found {found}. Name the folder that they wrote" in error
+
+
 def test_a_missing_file_of_two_is_not_passed_over(bitwright: Command, written: Path) -> None:
     (written / "net_integer.onnx").unlink()
 
@@ -126,7 +138,10 @@ def test_a_damaged_table_is_named_and_leads(bitwright: Command, logarithm: Path)
     assert "Proven" not in done.out
     first, second = done.err.splitlines()
     assert f"not proven: {logarithm}: integer.onnx, operator log (Log): expected int8 codes within 0" in first
-    assert "table of log: expected codes within 0 step(s) of the function's; found 3. The file or" in second
+    assert (
+        "table of log: expected codes within 0 step(s) of the function's; found 3. The model, the file or plan.json has"
+        in second
+    )
     row = done.out[done.out.index("Tables, same input codes") :].splitlines()[2].split()
     assert (row[:4], row[-1]) == (["log", "Log", "int8", "3"], "no")
     assert json.loads(bitwright("verify", logarithm, "-q", "--json").out)["broken"]

@@ -27,7 +27,7 @@ Exit status: 0 if every operator keeps the rule of docs/numerics.md and no table
 EXAMPLES = ("bitwright verify out", "bitwright verify out --data other_samples.npz --json")
 #: Rows on the screen, and where the others are.
 _ROWS, _WHOLE = 12, "what --json prints"
-_REMEDY = "The file or plan.json has changed since both were written, or ONNX Runtime has: write them again."
+_REMEDY = "The model, the file or plan.json has changed since, or ONNX Runtime has: write the folder again."
 
 Folder = Annotated[
     Path, typer.Argument(metavar="FOLDER", help="What quantize or tune wrote.", show_default=False)
