@@ -46,17 +46,17 @@ def test_the_integer_file_has_a_line_of_its_own(
     assert summary["integer"]["cosine"] == pytest.approx(cosine, abs=1e-9)
     assert summary["integer"]["cosine"] != summary["quantized" if verb == "quantize" else "mixed"]["cosine"]
     assert summary["integer"]["top1"] == np.mean(found.argmax(1) == np.arange(SAMPLES) % CLASSES)
-    line = next(row for row in done.out.splitlines() if row.startswith("integer file"))
+    line = next(row for row in done.out.splitlines() if row.startswith("integer file on ONNX Runtime"))
     islands = summary["integer"]["islands"]
     plan = Plan.load(tmp_path / "plan.json")
-    assert line.split()[2:] == [
+    assert line.split()[5:] == [
         f"{cosine:.6f}",
         f"{100 * summary['integer']['top1']:.2f}",
         "100.00",
         str(len({plan.ops[name].group for name in islands})),
     ]
     assert (verb == "quantize") == (not islands)
-    assert "integer file" in (tmp_path / "report.html").read_text()
+    assert "integer file on ONNX Runtime" in (tmp_path / "report.html").read_text()
 
 
 def test_an_integer_file_that_misses_what_its_plan_meets_is_said(

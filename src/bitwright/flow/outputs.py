@@ -97,11 +97,13 @@ def sensitivity_table(
 #: Titles of lists of operators: float for whatever reason, and float because the target says so.
 FLOATS, NOT_GRANTED = "Float operators", "Not granted by the target"
 #: How stages are called for people.
-_TITLES = {"tuned": "int8 + new thresholds", "integer": "integer file"}
+_TITLES = {"tuned": "int8 + new thresholds", "integer": "integer file on ONNX Runtime"}
 
 
 def stage_table(bench: Bench, stages: Mapping[str, Stage]) -> Table:
-    """The final table, a line for each stage: of `tune` float / int8 / int8 + new thresholds / mixed / integer file."""
+    """The final table, a line for each stage: of `tune` float / int8 / int8 + new thresholds / mixed, all simulated, and the
+    integer file.
+    """
     columns: tuple[Column, ...] = (Column("model", "model"), Column("cosine", "cosine", "", 6))
     if any(stage.accuracy is not None for stage in stages.values()):
         columns += (Column("top1", "top-1", "%", 2), Column("top5", "top-5", "%", 2))
