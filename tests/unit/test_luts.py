@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.cli.luts import verdict
-from bitwright.flow.luts import TableRow, most_suspicious_first, run_luts
+from bitwright.flow.luts import TableRow, most_suspicious_first, run_luts, table_table
 from bitwright.flow.settings import Settings
 from bitwright.flow.table_scores import Score
 from bitwright.numerics.lut import TableSettings
@@ -59,6 +59,10 @@ def test_where_quantization_costs_more_than_the_tables_the_verdict_says_so(tmp_p
     assert not found.to_blame
     assert "Quantization costs 0." in verdict(found)
     assert "try bitwright tune" in verdict(found)
+    assert {"put_back", "guilty", "remedy"} <= {c.key for c in table_table(found).columns}
+    shown = {c.key for c in table_table(found).without_empty().columns}
+    assert not {"put_back", "guilty", "remedy"} & shown  # nothing was put back
+    assert {"name", "loss", "rms"} <= shown
 
 
 class _TwoNorms(nn.Module):

@@ -131,7 +131,7 @@ def run(
 def _print(found: LutsResult, folder: Path) -> None:
     print_table(score_table(found))
     print(f"\n{verdict(found)}\n")
-    print_table(table_table(found), limit=_ROWS, more=str(folder / "luts.csv"))
+    print_table(table_table(found).without_empty(), limit=_ROWS, more=str(folder / "luts.csv"))
     if found.remedies:
         print()
         print_table(remedy_table(found.remedies))

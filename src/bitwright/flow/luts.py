@@ -308,7 +308,10 @@ def _write(
     drawn = [*result.blame.guilty, *(r.name for r in result.rows if r.name not in result.blame.guilty)][
         :_DRAWN
     ]
-    sections = [Section(score_table(result)), Section(table_table(result), bar=("name", "loss"))]
+    sections = [
+        Section(score_table(result)),
+        Section(table_table(result).without_empty(), bar=("name", "loss")),
+    ]
     if result.remedies:
         sections.append(Section(remedy_table(result.remedies)))
     for name in drawn:
