@@ -40,6 +40,6 @@ found = bw.run_luts(
     tolerance=0.0001,
     example_inputs=pictures[:2],
 )
-print("to blame:", found.to_blame, "guilty:", found.walk.guilty)
+print("to blame:", found.to_blame, "guilty:", found.blame.guilty)
 for remedy in found.remedies:
     print(f"  {remedy.name}: {remedy.remedy}: {remedy.score[0]:.6f} -> {remedy.score[1]:.6f}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -35,6 +35,11 @@ class Table:
     title: str
     columns: tuple[Column, ...]
     rows: tuple[Mapping[str, Any], ...]
+
+    def without_empty(self) -> Table:
+        """This table without columns in which no row has anything."""
+        full = tuple(c for c in self.columns if any(row.get(c.key) not in (None, "") for row in self.rows))
+        return replace(self, columns=full)
 
     def cells(self) -> list[list[str]]:
         """The rows as text, in column order."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
-from tests.unit.cli_cases import CLASSES, SAMPLES, Command, Outcome
+from onnx import helper
+from tests.unit.cli_cases import CLASSES, SAMPLES, Command, Outcome, make_model
 
+from bitwright.cli.results import print_tuned
+from bitwright.flow.settings import Settings
+from bitwright.flow.tune import tune
 from bitwright.plan.plan import Plan
 
 # --- the line of the integer file --------------------------------------------------------------------------------
@@ -40,17 +46,67 @@ def test_the_integer_file_has_a_line_of_its_own(
     assert summary["integer"]["cosine"] == pytest.approx(cosine, abs=1e-9)
     assert summary["integer"]["cosine"] != summary["quantized" if verb == "quantize" else "mixed"]["cosine"]
     assert summary["integer"]["top1"] == np.mean(found.argmax(1) == np.arange(SAMPLES) % CLASSES)
-    line = next(row for row in done.out.splitlines() if row.startswith("integer file"))
+    line = next(row for row in done.out.splitlines() if row.startswith("integer file on ONNX Runtime"))
     islands = summary["integer"]["islands"]
     plan = Plan.load(tmp_path / "plan.json")
-    assert line.split()[2:] == [
+    assert line.split()[5:] == [
         f"{cosine:.6f}",
         f"{100 * summary['integer']['top1']:.2f}",
         "100.00",
         str(len({plan.ops[name].group for name in islands})),
     ]
     assert (verb == "quantize") == (not islands)
-    assert "integer file" in (tmp_path / "report.html").read_text()
+    assert "integer file on ONNX Runtime" in (tmp_path / "report.html").read_text()
+
+
+def test_an_integer_file_that_misses_what_its_plan_meets_is_said(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings(target="journey6", export="integer", expected_cos=0.9)
+    found = tune(model, data, output=tmp_path, settings=settings)
+    worse = {**found.stages, "integer": replace(found.stages["integer"], cosine=0.89)}
+
+    assert print_tuned(found, tmp_path, as_json=False) == 0
+    assert capsys.readouterr().err == ""
+    assert print_tuned(replace(found, stages=worse), tmp_path, as_json=False) == 0
+    assert capsys.readouterr().err.startswith(
+        "bitwright: note: the integer file has cosine 0.890000, below the 0.9 that its plan meets"
+    )
+
+
+def test_what_is_float_is_said_with_its_reason(
+    bitwright: Command, model: Path, data: Path, tmp_path: Path
+) -> None:
+    """Once there was a number in the table, and what a search had chosen passed for what the target refuses."""
+    node = helper.make_node("Softmax", ["last"], ["y"], "softmax", axis=-1)
+    soft = make_model(tmp_path / "soft.onnx", node)
+    common = ("--data", data, "--target", "bm1684", "-q")
+    search = ("--expected-cos", 1, "--max-float-ops", 1)
+    tuned = bitwright("tune", soft, *common, *search, "-o", tmp_path / "t")
+    done = bitwright("quantize", soft, *common, "--plan", tmp_path / "t" / "plan.json", "-o", tmp_path / "q")
+
+    refused = {"softmax": "bm1684 does not allow int8 Softmax (allowed: float)"}
+    line = f"\n  softmax: {refused['softmax']}\n"
+    assert "\nNot granted by the target (1):" + line in tuned.out
+    summary = json.loads((tmp_path / "q" / "summary.json").read_text())
+    assert summary["not_granted"] == refused
+    (chosen,) = set(summary["float_ops"]) - {"softmax"}
+    assert f"\nFloat operators (2):\n  {chosen}: sensitive: rank 1, loss " in done.out
+    assert line in done.out
+    assert summary["images"] == dict.fromkeys(("calibration", "inference", "accuracy"), SAMPLES)
+    report = (tmp_path / "q" / "report.html").read_text()
+    assert "Float operators" in report
+    assert refused["softmax"] in report
+
+
+def test_a_plan_leaves_nothing_for_a_threshold_method_to_do(
+    bitwright: Command, model: Path, data: Path, tmp_path: Path
+) -> None:
+    flags = ("--data", data, "--method", "kl", "--plan", tmp_path / "plan.json", "-o", tmp_path)
+
+    assert "--method: expected a flag of quantize --plan; found one that it has no use for" in (
+        bitwright("quantize", model, *flags).error
+    )
 
 
 # --- a folder that is used again ---------------------------------------------------------------------------------
@@ -74,7 +130,7 @@ def test_files_of_an_earlier_run_with_another_plan_go(
     assert f"note: removed {tmp_path / gone}: an earlier run made it" in done.err
     assert gone not in files
     assert ("accumulators.csv" in files) == (export == "integer")
-    assert listed(done) == files - {"another_integer.onnx", "job.json"}
+    assert listed(done) == files - {"another_integer.onnx"}
     assert bitwright("verify", tmp_path, "-q").status == 0
 
 
@@ -218,7 +274,10 @@ def test_a_search_survives_an_interruption_of_its_export(
     assert bitwright("verify", out, "-q").status == 0
 
 
-# --- a full disk -------------------------------------------------------------------------------------------------
+#: Of Linux: `PR_CAPBSET_DROP` and `CAP_DAC_OVERRIDE`.
+_DROP_CAPABILITY, _DAC_OVERRIDE = 24, 1
+
+# --- a full disk, a locked folder --------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -248,6 +307,33 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(
     assert {"job.json", "summary.json"}.isdisjoint(files)
     assert not any(name.endswith(".tmp") for name in files)
     assert "job.json" in bitwright("verify", out).error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="capabilities are Linux's")
+def test_a_folder_that_turns_read_only_keeps_the_earlier_result(
+    bitwright: Command, model: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    lock = tmp_path / "lock.py"
+    lock.write_text(
+        "import os, numpy as np\n"
+        f"def samples():\n    os.chmod({str(out)!r}, 0o555)\n    return dict(np.load({str(data)!r}))\n"
+    )
+    command = ["quantize", str(model), "-o", str(out), "--export", "both", "-q"]
+    assert bitwright(*command, "--data", data).status == 0
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+
+    def bound_by_permissions() -> None:
+        ctypes.CDLL(None).prctl(_DROP_CAPABILITY, _DAC_OVERRIDE)  # which the superuser is not, else
+
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "bitwright", *command, "--data", f"{lock}:samples"],
+        capture_output=True, text=True, check=False, preexec_fn=bound_by_permissions,
+    )  # fmt: skip
+    out.chmod(0o755)
+
+    assert "found Permission denied" in Outcome(done.returncode, done.stdout, done.stderr).error
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
 
 
 def test_a_place_that_cannot_be_written_is_named(

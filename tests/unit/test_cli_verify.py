@@ -30,6 +30,18 @@ def written(bitwright: Command, model: Path, data: Path, tmp_path: Path) -> Path
     return out
 
 
+@pytest.mark.parametrize(
+    ("name", "found"), [("nowhere", "No such file or directory"), ("samples.npz", "Not a directory")]
+)
+def test_what_is_no_folder_of_results_is_said(
+    bitwright: Command, tmp_path: Path, name: str, found: str
+) -> None:
+    (tmp_path / "samples.npz").write_bytes(b"")
+
+    error = bitwright("verify", tmp_path / name).error
+    assert f"leave beside their files; found {found}. Name the folder that they wrote" in error
+
+
 def test_a_missing_file_of_two_is_not_passed_over(bitwright: Command, written: Path) -> None:
     (written / "net_integer.onnx").unlink()
 
@@ -110,7 +122,7 @@ def test_inputs_of_which_a_function_has_no_value_break_no_rule(bitwright: Comman
     done = bitwright("verify", logarithm, "-q")
 
     assert (done.status, done.err) == (0, "")
-    assert f"Proven on {SAMPLES} samples: integer.onnx of this folder compute" in done.out
+    assert f"Proven on {SAMPLES} samples against plan.json: integer.onnx." in done.out
 
 
 def test_a_damaged_table_is_named_and_leads(bitwright: Command, logarithm: Path) -> None:
@@ -126,35 +138,45 @@ def test_a_damaged_table_is_named_and_leads(bitwright: Command, logarithm: Path)
     assert "Proven" not in done.out
     first, second = done.err.splitlines()
     assert f"not proven: {logarithm}: integer.onnx, operator log (Log): expected int8 codes within 0" in first
-    assert "table of log: expected codes within 0 step(s) of the function's; found 3. The file or" in second
-    row = done.out[done.out.index("Tables of the integer file") :].splitlines()[2].split()
+    assert (
+        "table of log: expected codes within 0 step(s) of the function's; found 3. The model, the file or plan.json has"
+        in second
+    )
+    row = done.out[done.out.index("Tables, same input codes") :].splitlines()[2].split()
     assert (row[:4], row[-1]) == (["log", "Log", "int8", "3"], "no")
     assert json.loads(bitwright("verify", logarithm, "-q", "--json").out)["broken"]
 
 
 # --- what is printed ---------------------------------------------------------------------------------------------
 
-PROOF_TITLES = "operator kind codes largest difference [steps] share that differs, ties apart share that differs, ties elements"
-TABLE_TITLES = "operator function codes largest difference [steps] the table's error over all inputs [steps] explained by it"
+PROOF = (
+    "Proof, same input codes: steps by which output codes differ, share that does, share in ties",
+    "operator kind codes steps share ties elements",
+)
+TABLES = (
+    "Tables, same input codes: steps by which they differ from their functions, and whether their error explains it",
+    "operator function codes steps error [steps] explained",
+)
+#: Columns of a narrow terminal, less those that an operator's name needs.
+NARROW = 80 - 20
 
 
 def test_what_is_printed_has_titles_and_a_verdict(bitwright: Command, written: Path) -> None:
     printed = bitwright("verify", written, "-q").out
     lines = [" ".join(line.split()) for line in printed.splitlines()]
+    # Numbers are not wrapped, nor are their titles.
+    assert max(len(titles) for _, titles in (PROOF, TABLES)) <= NARROW
 
     found = json.loads(bitwright("verify", written, "-q", "--json").out)
     for name in ("qdq.onnx", "integer.onnx"):
         start = next(i for i, line in enumerate(lines) if line.startswith(f"{name}: ONNX Runtime against"))
-        assert lines[start + 1] == "Proof: ONNX Runtime against the simulation, same input codes"
-        assert lines[start + 2] == PROOF_TITLES
+        assert tuple(lines[start + 1 : start + 3]) == PROOF
         shown = {line.split()[0] for line in lines[start + 3 : start + 3 + len(found["operators"][name])]}
         assert shown == {row["name"] for row in found["operators"][name]} >= {"conv1", "classifier"}
-    tables = lines.index("Tables of the integer file against their functions, same input codes")
-    assert lines[tables + 1] == TABLE_TITLES
+    tables = lines.index(TABLES[0])
+    assert lines[tables + 1] == TABLES[1]
     assert lines[tables + 2].split()[0] == found["tables"][0]["name"] == "sigmoid"
-    assert lines[-1] == (
-        f"Proven on {SAMPLES} samples: qdq.onnx and integer.onnx of this folder compute what plan.json says."
-    )
+    assert lines[-1] == f"Proven on {SAMPLES} samples against plan.json: qdq.onnx and integer.onnx."
 
 
 def test_the_rows_of_a_proof_lead_with_what_breaks_the_rule() -> None:
@@ -168,9 +190,9 @@ def test_the_rows_of_a_proof_lead_with_what_breaks_the_rule() -> None:
         "operator": "b",
         "kind": "Conv",
         "codes": "int8",
-        "largest difference [steps]": "1",
-        "share that differs, ties apart": "0.090000",
-        "share that differs, ties": "0.009000",
+        "steps": "1",
+        "share": "0.090000",
+        "ties": "0.009000",
         "elements": "1000",
     }
     assert [row["name"] for row in proof(wide, narrow).table().rows] == ["a", "b"]

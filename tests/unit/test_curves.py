@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,18 @@ def test_equal_axes_have_a_diagonal_and_the_same_span() -> None:
     made = plot(table((1, 2), (4, 3)), Curve("x", ("y",), diagonal=True))
     assert made.diagonal == (LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, TOP)
     assert [t.label for t in made.x_ticks] == [t.label for t in made.y_ticks]
+
+
+def test_a_backdrop_is_as_high_as_the_others_whatever_its_unit() -> None:
+    t = table((0, 5), (1, 3))
+    rows = tuple({**row, "z": z} for row, z in zip(t.rows, (100, 1000), strict=True))
+    plain = plot(t, Curve("x", ("y",)))
+    made = plot(replace(t, rows=rows), Curve("x", ("y",), backdrop="z"))
+
+    assert made.y_ticks == plain.y_ticks
+    assert made.series[0] == replace(plain.series[0], dots=made.series[0].dots)
+    assert made.series[1].dots[1].y == made.series[0].dots[0].y
+    assert "other: 1000" in made.series[1].dots[1].says
 
 
 @pytest.mark.parametrize("points", [[], [(None, 1)], [(1, math.nan)], [(1, 2)], [(3, 3), (3, 3)]])

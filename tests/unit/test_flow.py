@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bitwright.errors import DataError, ModelError, PlanError
 from bitwright.flow import tune as tune_module
 from bitwright.flow.bench import open_bench, take
-from bitwright.flow.progress import Silence
+from bitwright.flow.progress import Silence, counting
 from bitwright.flow.ranking import open_state, state_path
 from bitwright.flow.settings import Settings
 from bitwright.flow.tune import tune
@@ -82,6 +82,52 @@ def test_a_ranking_survives_an_interruption_that_comes_after_it(
 
     assert any("resuming" in note for note in notes)
     assert not state_path(SETTINGS, tmp_path, "sensitivity").exists()
+
+
+class _Counting(Silence):
+    """Steps by stage: told beforehand, and taken."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, int | None] = {}
+        self.taken: dict[str, int] = {}
+
+    def stage(self, title: str, total: int | None = None) -> None:
+        self.told[title], self.taken[title] = total, 0
+
+    def advance(self, steps: int = 1, detail: str = "") -> None:
+        self.taken[list(self.told)[-1]] += steps
+
+
+def test_the_runs_that_leave_out_what_is_needless_are_a_stage_of_their_own(tmp_path: Path) -> None:
+    """They went on after the stage before had ended, and nobody knew for how long."""
+    watcher = _Counting()
+    settings = replace(SETTINGS, expected_cos=0.99999, max_float_ops=3)
+    tune(
+        residual(),
+        pictures(),
+        output=tmp_path,
+        settings=settings,
+        watcher=watcher,
+        example_inputs=pictures(2),
+    )
+
+    assert watcher.taken["choosing precisions"] > 0
+    needless = watcher.told["leaving out what is needless"]
+    assert needless
+    assert watcher.taken["leaving out what is needless"] == needless
+    singles = watcher.told["trying the most sensitive alone"]
+    assert singles
+    assert 0 < watcher.taken["trying the most sensitive alone"] <= singles
+
+
+def test_steps_are_counted_from_how_far_it_is() -> None:
+    watcher = _Counting()
+    watcher.stage("measuring")
+    advance = counting(watcher)
+    for done in (2, 2, 5):
+        advance(done, 9, "")
+
+    assert watcher.taken == {"measuring": 5}
 
 
 def test_a_ranking_with_thresholds_from_other_data_is_not_resumed(

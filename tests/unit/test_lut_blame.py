@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import pytest
@@ -25,25 +26,25 @@ def test_the_guilty_ones_are_named_whatever_the_order() -> None:
 
 
 def test_the_walk_stops_when_the_score_is_back() -> None:
-    walk = put_back(["rsqrt", "tanh", "exp"], score, fixed=score([]), floating=score(LOST))
+    blame = put_back(["rsqrt", "tanh", "exp"], score, fixed=score([]), floating=score(LOST))
 
-    assert [name for name, _ in walk.steps] == ["rsqrt", "tanh"]
-    assert walk.recovered
-    assert walk.score == pytest.approx(0.899)
+    assert [name for name, _ in blame.steps] == ["rsqrt", "tanh"]
+    assert blame.recovered
+    assert blame.steps[-1][1] == pytest.approx(0.899)
 
 
 def test_nobody_is_guilty_where_nothing_was_lost() -> None:
-    walk = put_back(["a", "b"], lambda _: 0.9, fixed=0.9, floating=0.9)
+    blame = put_back(["a", "b"], lambda _: 0.9, fixed=0.9, floating=0.9)
 
-    assert walk.steps == walk.guilty == ()
-    assert walk.recovered
+    assert blame.steps == blame.guilty == ()
+    assert blame.recovered
 
 
 def test_a_score_that_never_recovers_is_said() -> None:
-    walk = put_back(["exp", "log"], score, fixed=score([]), floating=0.9)
+    blame = put_back(["exp", "log"], score, fixed=score([]), floating=0.9)
 
-    assert not walk.recovered
-    assert walk.guilty == ("exp", "log")
+    assert not blame.recovered
+    assert blame.guilty == ("exp", "log")
 
 
 def test_the_last_to_be_put_back_is_what_it_took_and_is_not_tried_again() -> None:
@@ -57,3 +58,14 @@ def test_the_last_to_be_put_back_is_what_it_took_and_is_not_tried_again() -> Non
 
     assert ("log", "rsqrt") in tried  # the walk itself
     assert tried.count(("log", "rsqrt")) == 1
+
+
+def test_a_score_that_is_no_number_is_neither_recovered_nor_acquitted() -> None:
+    """Every comparison with NaN is false: nothing seemed lost, and all were acquitted."""
+    spoilt = put_back(
+        ["exp", "log"], lambda back: 0.9 if "log" in back else math.nan, fixed=math.nan, floating=0.9
+    )
+    hopeless = put_back(["exp", "log"], lambda _: math.nan, fixed=0.5, floating=0.9)
+
+    assert (spoilt.guilty, spoilt.recovered) == (("log",), True)
+    assert (hopeless.guilty, hopeless.recovered) == (("exp", "log"), False)

@@ -1,7 +1,9 @@
-"""`run_luts`: what it says of tables where the error sketch knows nothing."""
+"""`run_luts`: what it says of tables, and of what it did about them."""
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 from pathlib import Path
 
@@ -9,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.cli.luts import verdict
-from bitwright.flow.luts import run_luts
+from bitwright.flow.luts import TableRow, most_suspicious_first, run_luts, table_table
 from bitwright.flow.settings import Settings
+from bitwright.flow.table_scores import Score
 from bitwright.numerics.lut import TableSettings
 
 
@@ -41,7 +44,8 @@ def test_a_table_before_the_root_of_zero_is_measured_and_not_acquitted_unheard(t
 
     assert exp.largest > 1
     assert exp.loss > 0
-    assert all(math.isfinite(row.standard_error) for row in found.rows)
+    assert exp.standard_error is None  # measured
+    assert all(row.standard_error is None or math.isfinite(row.standard_error) for row in found.rows)
 
 
 def test_where_quantization_costs_more_than_the_tables_the_verdict_says_so(tmp_path: Path) -> None:
@@ -55,6 +59,10 @@ def test_where_quantization_costs_more_than_the_tables_the_verdict_says_so(tmp_p
     assert not found.to_blame
     assert "Quantization costs 0." in verdict(found)
     assert "try bitwright tune" in verdict(found)
+    assert {"put_back", "guilty", "remedy"} <= {c.key for c in table_table(found).columns}
+    shown = {c.key for c in table_table(found).without_empty().columns}
+    assert not {"put_back", "guilty", "remedy"} & shown  # nothing was put back
+    assert {"name", "loss", "rms"} <= shown
 
 
 class _TwoNorms(nn.Module):
@@ -95,7 +103,40 @@ def test_two_tables_that_each_spoil_the_metric_are_both_mended(tmp_path: Path) -
         example_inputs=x[:1],
     )
 
-    assert [s.metric for s in found.stages.values()] == [1, 1, 0, 0, 1, 1]
-    assert set(found.walk.guilty) == {"first.rsqrt", "second.rsqrt"}
-    assert {r.name for r in found.remedies if r.kept} == set(found.walk.guilty)
+    assert {n: s.metric for n, s in found.stages.items()} == {
+        "float": 1,
+        "float tables": 1,
+        "fixed tables": 0,
+        "integer model": 0,
+        "guilty in float": 1,
+        "repaired": 1,
+        "integer model, repaired": 1,
+    }
+    assert set(found.blame.guilty) == {"first.rsqrt", "second.rsqrt"}
+    assert found.outcomes == {r.name: r.remedy for r in found.remedies if r.kept}
+    assert found.outcomes.keys() == set(found.blame.guilty)
     assert found.repaired
+    assert "plan.json has what helped" in verdict(found)
+    rows = list(csv.DictReader((tmp_path / "out" / "luts.csv").open()))
+    assert [float(r["put_back"]) for r in rows] == [0, 1]
+    assert [(r["name"], r["remedy"]) for r in rows] == [(n, found.outcomes[n]) for n, _ in found.blame.steps]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [s["score"] for s in summary["put_back"]] == [0, 1]
+
+
+def test_a_score_that_is_no_number_is_worse_than_any() -> None:
+    """Its difference to a number is greater than nothing: tables that made one were acquitted."""
+    good, none = Score(0.99), Score(math.nan)
+
+    assert good.exceeds(none, 0.5)
+    assert none.exceeds(good, 0.5)
+    assert good.exceeds(Score(1.0, metric=math.nan), 0.5)
+    assert not good.exceeds(Score(0.6), 0.5)
+    assert good.exceeds(Score(0.4), 0.5)
+
+
+def test_a_table_whose_loss_is_no_number_is_the_most_suspicious() -> None:
+    losses = [0.1, math.nan, 0.3, 0.0, 0.0]
+    rows = [TableRow(str(i), "Exp", "segment", loss, None, 1.0, float(i)) for i, loss in enumerate(losses)]
+
+    assert [row.name for row in most_suspicious_first(rows)] == ["1", "2", "0", "4", "3"]

@@ -339,3 +339,15 @@ def test_a_default_level_that_fails_is_recorded_not_fatal() -> None:
     proof = Proof((), agreement(1, 1), failed)
     proof.check()
     assert proof.default.to_json()["failure"] == "no kernel"
+
+
+@pytest.mark.parametrize(("value", "reader"), [("x", "conv1"), ("fc", "fc")])
+def test_a_file_without_the_codes_of_a_value_is_refused(value: str, reader: str) -> None:
+    """Nothing reads the codes of the last operator: without them it once was not compared at all."""
+    graph = residual()
+    plan, model = exported(graph)
+    for node in model.graph.node:
+        if any(entry.value == value for entry in node.metadata_props):
+            del node.metadata_props[:]
+    with pytest.raises(ProofError, match=f"operator {reader}, value {value}: expected its codes in the file"):
+        verify(graph, plan, model, batches(graph))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from bitwright.analysis.trace import operator_at
+from bitwright.analysis.trace import kind_of, operator_at
 from bitwright.errors import ModelError
 from bitwright.graph.op import Op
 from bitwright.ops.table import TableOp
@@ -35,7 +35,7 @@ class Switch:
     @property
     def op_type(self) -> str:
         """The operator's kind."""
-        return "Input" if self.op is None else self.op.kind
+        return kind_of(self.op)
 
 
 def switches_of(model: PreparedModel) -> list[Switch]:

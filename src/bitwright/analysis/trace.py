@@ -17,6 +17,11 @@ from bitwright.train.fake_quants import QUANTIZER_NAMES, Quantizer
 from bitwright.train.prepared import quantizers_of
 
 
+def kind_of(op: Op | None) -> str:
+    """The kind of *op* in reports; `Input` where a quantized input of the model has none."""
+    return "Input" if op is None else op.kind
+
+
 @dataclass(frozen=True)
 class Layer:
     """What one operator makes. *node*: of its value as others read it, after its *quantizer* if it has one."""
@@ -29,7 +34,7 @@ class Layer:
     @property
     def kind(self) -> str:
         """The operator's kind; `Input` for a quantized input of the model."""
-        return "Input" if self.op is None else self.op.kind
+        return kind_of(self.op)
 
 
 def layers_of(model: fx.GraphModule) -> dict[str, Layer]:

@@ -131,8 +131,9 @@ def run(
 def _print(found: LutsResult, folder: Path) -> None:
     print_table(score_table(found))
     print(f"\n{verdict(found)}\n")
-    print_table(table_table(found), limit=_ROWS, more=f"all in {folder / 'luts.csv'}")
+    print_table(table_table(found).without_empty(), limit=_ROWS, more=str(folder / "luts.csv"))
     if found.remedies:
+        print()
         print_table(remedy_table(found.remedies))
     print_files(folder, "report.html", "luts.csv", "remedies.csv", "plan.json", "summary.json")
     sys.stdout.flush()
@@ -140,17 +141,20 @@ def _print(found: LutsResult, folder: Path) -> None:
 
 def verdict(found: LutsResult) -> str:
     """The answers in words."""
-    lost = found.stages["float tables"].value - found.stages["fixed tables"].value
+    lost = found.stages["float tables"].lost(found.stages["fixed tables"])
     what = "metric" if found.metric is not None else "cosine"
     if not found.to_blame:
         said = f"Tables are not to blame: they cost {max(lost, 0.0):.6f} of the {what}, at most {found.tolerance:g} is tolerated."
-        rest = found.stages["float"].value - found.stages["float tables"].value
-        return (
-            said if rest <= found.tolerance else f"{said} Quantization costs {rest:.6f}: try bitwright tune."
-        )
-    guilty = ", ".join(found.walk.guilty)
-    after = found.stages["float tables"].value - found.stages["repaired"].value
+        exact, quantized = found.stages["float"], found.stages["float tables"]
+        if exact.exceeds(quantized, found.tolerance):
+            said += f" Quantization costs {exact.lost(quantized):.6f}: try bitwright tune."
+        return said
+    guilty = ", ".join(found.blame.guilty)
+    after = found.stages["float tables"].lost(found.stages["repaired"])
     said = f"Tables are to blame: they cost {lost:.6f} of the {what}. Guilty: {guilty}."
-    if not found.walk.recovered:
+    if not found.blame.recovered:
         said += " Even with all of them in float it does not recover: tables are not all."
-    return f"{said} After repair they cost {max(after, 0.0):.6f}."
+    said += f" After repair they cost {max(after, 0.0):.6f}."
+    if any(r.kept for r in found.remedies):
+        said += " plan.json has what helped: give it to bitwright quantize --plan."
+    return said

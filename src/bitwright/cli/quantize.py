@@ -7,9 +7,11 @@ from bitwright.cli.options import DataFlags, ExportFlag, Model, PlanFile, Quanti
 from bitwright.cli.printing import print_json, print_table
 from bitwright.cli.record import record_of
 from bitwright.cli.results import EXPORT_FILES, print_exports, print_files
-from bitwright.cli.settings import settings_of
+from bitwright.cli.search_options import SearchFlags
+from bitwright.cli.settings import refuse_unused, settings_of
 from bitwright.cli.signature import flat
-from bitwright.flow.outputs import stage_table
+from bitwright.flow.exports import RECORD
+from bitwright.flow.outputs import FLOATS, stage_table
 from bitwright.flow.quantize import quantized_summary, run_quantize
 
 HELP = """Quantize everything that the target allows, without a search, and export it: as standard ONNX with Q/DQ pairs,
@@ -41,13 +43,16 @@ def run(
     folder = result.folder(model, quantize.target)
     with job(folder, quiet=result.quiet) as watcher:
         settings = settings_of(data, quantize, export=export)
+        if plan is not None:
+            is_given = quantize.method != QuantizeFlags().method
+            refuse_unused("quantize --plan", SearchFlags(), **{"--method": is_given})
         made = run_quantize(model, data.data, output=folder, settings=settings, watcher=watcher, plan=plan)
         record_of(model, quantize, data, export).save(folder)
     if result.json:
         print_json(quantized_summary(made))
     else:
         print_table(stage_table(made.bench, made.stages))
-        print_exports(made.exports)
+        print_exports(made.exports, FLOATS, made.exports.plan.refusals)
         print_files(
             folder,
             "report.html",
@@ -57,6 +62,7 @@ def run(
             "ranges.csv",
             "plan.json",
             "summary.json",
+            RECORD,
             model=made.bench.name,
         )
     return 0

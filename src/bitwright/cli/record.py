@@ -45,7 +45,7 @@ class Record:
             raise DataError(
                 str(path),
                 expected="the record that bitwright quantize and tune leave beside their files",
-                found=f"{type(e).__name__}: {e}",
+                found=(isinstance(e, OSError) and e.strerror) or f"{type(e).__name__}: {e}",
                 remedy="Name the folder that they wrote, or write it again.",
             ) from e
 

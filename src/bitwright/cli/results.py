@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.cli.printing import print_json, print_table
-from bitwright.flow.exports import Exports
-from bitwright.flow.outputs import stage_table, summary
+from bitwright.flow.exports import RECORD, Exports
+from bitwright.flow.outputs import NOT_GRANTED, stage_table, summary
 from bitwright.flow.result import Tuned
 from bitwright.runtime.proof import Proof
 
@@ -17,7 +17,7 @@ from bitwright.runtime.proof import Proof
 _FILES = {
     "report.html": "tables and charts",
     "_qdq.onnx": "the quantized model, for ONNX Runtime",
-    "_integer.onnx": "the same in integer operators alone, for any ONNX runtime",
+    "_integer.onnx": "the quantized model in integer operators, for any ONNX runtime",
     "accumulators.csv": "the largest sum that every operator can reach",
     "_qat.onnx": "the trained, quantized model, for ONNX Runtime",
     "_qat.plan.json": "every decision and its reason",
@@ -34,6 +34,7 @@ _FILES = {
     "ranges.csv": "range, threshold and scale of every value",
     "search.log": "what the search did",
     "plan.json": "every decision and its reason",
+    RECORD: "model, data and flags, for bitwright verify",
     "summary.json": "all figures",
 }
 #: What jobs that export write.
@@ -69,20 +70,33 @@ def print_tuned(tuned: Tuned, folder: Path, *, as_json: bool) -> int:
     else:
         print_table(stage_table(tuned.bench, tuned.stages))
         print_changed(tuned.choice.groups)
-        print_exports(tuned.exports)
-        print_files(folder, "report.html", *EXPORT_FILES, *SEARCH_FILES, model=tuned.bench.name)
+        print_exports(tuned.exports, NOT_GRANTED, tuned.bench.plan.refusals)
+        print_files(folder, "report.html", *EXPORT_FILES, *SEARCH_FILES, RECORD, model=tuned.bench.name)
+    _warn_of_the_file(tuned)
     return verdict(tuned.reached, tuned.choice.similarity, tuned.expected_cos, folder)
 
 
 def print_changed(groups: Mapping[str, str]) -> None:
     """The operators that are not at the base precision, in the order in which the search changed them."""
     if not groups:
-        print("\nNo operator had to be left in float.")
+        print("\nThe search had to leave no operator in float.")
         return
     print(f"\nMixed precision ({len(groups)}):")
     width = max(len(name) for name in groups)
     for name, precision in groups.items():
         print(f"  {name.ljust(width)}  {precision}")
+
+
+def _warn_of_the_file(tuned: Tuned) -> None:
+    """The search ran the network without tables: the integer file may miss the target that the plan meets."""
+    file = tuned.stages.get("integer")
+    if tuned.reached and file is not None and file.cosine < tuned.expected_cos:
+        sys.stdout.flush()
+        print(
+            f"bitwright: note: the integer file has cosine {file.cosine:.6f}, below the {tuned.expected_cos:g} that its plan meets "
+            "with tables in float: bitwright luts says which tables are to blame, and mends them.",
+            file=sys.stderr,
+        )
 
 
 #: What may help a search that missed its target.
@@ -103,15 +117,16 @@ def verdict(
     return 1
 
 
-def print_exports(exports: Exports) -> None:
-    """What the proofs found, and what an integer model has besides integers."""
+def print_exports(exports: Exports, title: str, floats: Mapping[str, str]) -> None:
+    """What the proofs found, and which operators are float and why: of an integer file, else *floats* under *title*."""
     print()
     for name, proof in exports.proofs.items():
         print(f"Proof of {name.strip('_')}: {proof_line(proof)}")
-    islands = {} if exports.integer is None else exports.integer.islands
-    if islands:
-        print(f"Float islands of the integer model ({len(islands)}):")
-        for op, why in islands.items():
+    if exports.integer is not None:
+        title, floats = "Float islands of the integer model", exports.integer.islands
+    if floats:
+        print(f"{title} ({len(floats)}):")
+        for op, why in floats.items():
             print(f"  {op}: {why}")
 
 

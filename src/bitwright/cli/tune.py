@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -17,8 +18,9 @@ from bitwright.flow.tune import tune
 
 HELP = """Quantize a network, find the operators that lose accuracy, repair them, export the result and prove it.
 
-Measures float against int8; where the target cosine is missed, ranks all operators, takes the best threshold for each value,
-and leaves as few operators in float as the target needs. Writes an ONNX model, tables for vendor tools, a report.
+Measures float against int8; where the target cosine is missed, ranks all operators, takes the best threshold for each
+value, and leaves as few operators in float as the target needs. Writes ONNX models (--export; see bitwright quantize
+--help), tables for vendor tools, a report.
 
 Exit status: 0 if the target cosine is met, 1 if not (the best result so far is written), 2 on bad input."""
 EXAMPLES = (
@@ -53,5 +55,6 @@ def run(
     with job(folder, quiet=result.quiet, save_state=search.save_state) as watcher:
         settings = settings_of(data, quantize, search, max_float_ops=max_float_ops, export=export)
         tuned = tune(model, data.data, output=folder, settings=settings, watcher=watcher)
-        record_of(model, quantize, data, export).save(folder)
+        # What the search was is of no use to verify, which reads a threshold method alone.
+        record_of(model, replace(quantize, method=settings.method), data, export).save(folder)
     return print_tuned(tuned, folder, as_json=result.json)

@@ -20,14 +20,14 @@ from bitwright.flow.verification import Verified, run_verify
 HELP = """Prove again the files of a folder that bitwright quantize or tune wrote: every operator of the Q/DQ file and of the integer file on ONNX
 Runtime against the simulation of plan.json, both fed with the same input codes; and every look-up table against its float function.
 
-Model, data and flags are found in job.json there; --model and --data name others, should they have moved. Nothing is calibrated: all
-thresholds and dividing points are the plan's.
+Model, data and flags are found in job.json there; --model and --data name others, should they have moved. All thresholds and
+dividing points are the plan's.
 
 Exit status: 0 if every operator keeps the rule of docs/numerics.md and no table differs by more than its error explains, 1 if not, 2 on bad input."""
 EXAMPLES = ("bitwright verify out", "bitwright verify out --data other_samples.npz --json")
 #: Rows on the screen, and where the others are.
 _ROWS, _WHOLE = 12, "what --json prints"
-_REMEDY = "The file or plan.json has changed since both were written, or ONNX Runtime has: write them again."
+_REMEDY = "The model, the file or plan.json has changed since, or ONNX Runtime has: write the folder again."
 
 Folder = Annotated[
     Path, typer.Argument(metavar="FOLDER", help="What quantize or tune wrote.", show_default=False)
@@ -70,7 +70,7 @@ def _print(found: Verified) -> None:
     if found.holds:
         files = " and ".join(name.strip("_") for name in found.proofs)
         samples = max(proof.literal.samples for proof in found.proofs.values())
-        print(f"\nProven on {samples} samples: {files} of this folder compute what plan.json says.")
+        print(f"\nProven on {samples} samples against plan.json: {files}.")
 
 
 def _verdict(found: Verified, folder: Path) -> int:

@@ -173,7 +173,7 @@ def given_plan(bench: Bench, path: Path) -> Plan:
             str(path),
             expected=f"a plan of {bench.name}, with its {len(bench.plan.ops)} operators",
             found=f"one that differs in {len(odd)}, such as {odd[0]}",
-            remedy="Give the model, the target and the flags that it was made with.",
+            remedy="Give the model and the flags that it was made with, --export among them.",
         )
     return plan
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from bitwright.errors import DataError
 from bitwright.flow.bench import Bench
 from bitwright.flow.progress import Watcher
-from bitwright.flow.ranking import Ranking, open_runner
+from bitwright.flow.ranking import Ranking, note_unsketched, open_runner
 from bitwright.flow.result import Chosen, Stage
 from bitwright.flow.settings import Settings
 from bitwright.plan.assign import allowed_precisions
@@ -25,6 +26,12 @@ from bitwright.search.sensitivity import best_methods, measure_sensitivity
 from bitwright.search.similarity import COSINE
 from bitwright.search.sketched import unreachable_groups
 from bitwright.search.thresholds import joint_thresholds
+
+
+def measured_int8(bench: Bench, watcher: Watcher) -> Stage:
+    """The plan that *bench* was opened with, compared with the float network."""
+    watcher.stage("comparing int8 with float")
+    return Stage(bench.plan, bench.evaluator.evaluate(bench.plan))
 
 
 def nothing_to_choose(plan: Plan, int8: Stage) -> Chosen:
@@ -72,11 +79,6 @@ def choose_precisions(
     if target is not None and tuned.cosine >= target and not verify_all:
         return Chosen(tuned, True, unchanged(tuned.plan, tuned.cosine), True)
     watcher.stage("choosing precisions")
-
-    def tell(tried: Tried) -> None:
-        changed = ", ".join(tried.groups)
-        watcher.advance(1, f"{tried.similarity:.6f} with {len(tried.groups)} changed: {changed:.60}")
-
     if ranking.sketch is None:
         unused = [p for p in settings.precisions if p not in ("int8", "float")]
         if unused:
@@ -95,10 +97,10 @@ def choose_precisions(
             bench.solver.solve,
             target=math.inf if target is None else target,
             limit=int(cost_limit(settings, usual_limit)),
-            progress=lambda group, cosine: watcher.advance(1, f"{group}: {cosine:.6f}"),
+            progress=partial(_tell, watcher),
         )
         chosen = Chosen(tuned, True, choice, target is None or choice.similarity >= target)
-        return chosen if target is None else _without_needless(bench, chosen, target, None, tell)
+        return chosen if target is None else _without_needless(bench, chosen, target, None, watcher)
     options, limit = precision_options(bench, tuned.plan, settings), cost_limit(settings, usual_limit)
     costs = measure_costs(bench.graph, tuned.plan, bench.target, settings.cost).within(options)
     known = _apart(bench, ranking.sketch, ranking.apart, tuned.plan, settings, watcher)
@@ -114,7 +116,7 @@ def choose_precisions(
         start=tuned.cosine,
         apart=apart,
         run_many=_run_many(bench, settings),
-        on_true_run=tell,
+        on_true_run=partial(_tell, watcher),
     )
     found = search.search(
         sketch,
@@ -129,16 +131,24 @@ def choose_precisions(
     if target is None:
         return chosen
     if settings.cost == "ops" and set(settings.precisions) == {"int8", "float"}:
-        chosen = _or_singles(bench, ranking, chosen, target, int(limit), tell)
-    return _without_needless(bench, chosen, target, costs, tell)
+        chosen = _or_singles(bench, ranking, chosen, target, int(limit), watcher)
+    return _without_needless(bench, chosen, target, costs, watcher)
+
+
+def _tell(watcher: Watcher, tried: Tried) -> None:
+    changed = ", ".join(tried.groups)
+    watcher.advance(1, f"{tried.similarity:.6f} with {len(tried.groups)} changed: {changed:.60}")
 
 
 def _without_needless(
-    bench: Bench, chosen: Chosen, target: float, costs: Costs | None, tell: Callable[[Tried], None]
+    bench: Bench, chosen: Chosen, target: float, costs: Costs | None, watcher: Watcher
 ) -> Chosen:
     """*chosen*, less what it can do without. *costs*: None counts the groups."""
     base = chosen.tuned.plan
     assert base is not None
+    if not chosen.choice.groups:
+        return chosen
+    watcher.stage("leaving out what is needless", len(chosen.choice.groups))
     precisions = {g: base.precision(g) for g in base.groups}
     choice = without_needless(
         bench.evaluator,
@@ -147,7 +157,7 @@ def _without_needless(
         bench.solver.solve,
         target=target,
         cost=lambda groups: float(len(groups)) if costs is None else costs.total({**precisions, **groups}),
-        progress=tell,
+        progress=partial(_tell, watcher),
     )
     return replace(chosen, choice=choice, reached=choice.similarity >= target)
 
@@ -158,7 +168,7 @@ def _or_singles(
     chosen: Chosen,
     target: float,
     limit: int,
-    tell: Callable[[Tried], None],
+    watcher: Watcher,
 ) -> Chosen:
     """*chosen*, or what costs less or comes nearer: the most sensitive operators float, one after another, on their own best
     thresholds. Where little is left to gain, predictions of whole plans are no better than this, and true runs are cheap.
@@ -168,9 +178,16 @@ def _or_singles(
         return chosen
     solve = bench.solver.solve
     plan = solve(bench.plan.with_methods(best_methods(bench.graph, bench.plan, ranking.rows)))
-    singles = float_until(bench.evaluator, plan, ranking.rows, solve, target=target, limit=fewer)
-    for step in singles.tried:
-        tell(step)
+    watcher.stage("trying the most sensitive alone", fewer)
+    singles = float_until(
+        bench.evaluator,
+        plan,
+        ranking.rows,
+        solve,
+        target=target,
+        limit=fewer,
+        progress=partial(_tell, watcher),
+    )
     known = {(frozenset(t.groups.items()), t.similarity) for t in chosen.choice.tried}
     new = [t for t in singles.tried if (frozenset(t.groups.items()), t.similarity) not in known]
     tried = sorted([*chosen.choice.tried, *new], key=lambda t: t.cost or 0.0)
@@ -197,8 +214,7 @@ def _apart(
     """Losses by group that no gradient tells: those *known*, and of groups that were not ranked, measured now."""
     sketch.measure(sketch.missing([quantized_reads(bench.graph, plan)]))
     found = {g: why for g, why in unreachable_groups(sketch, plan).items() if g not in known}
-    for group, why in found.items():
-        watcher.note(f"not sketchable, measured exactly: {group} ({why})")
+    note_unsketched(watcher, found)
     if not found:
         return dict(known)
     rows = measure_sensitivity(

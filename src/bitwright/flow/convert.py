@@ -204,9 +204,7 @@ class QuantizedModel(nn.Module):
 
     def outputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs of the file by name, for *inputs* by name; on the device of the inputs."""
-        device = next(iter(inputs.values())).device
-        found = self._session.run({name: x.detach().cpu() for name, x in inputs.items()})
-        return {name: torch.from_numpy(y).to(device) for name, y in found.items()}
+        return self._session.tensors(inputs)
 
     def _feeds(self, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         names = [i.name for i in self._inputs]

@@ -168,8 +168,7 @@ def exports_json(exports: Exports) -> dict[str, Any]:
     return found
 
 
-def island_table(integer: IntegerModel) -> Table:
-    """Operators of an integer model that stayed float, with their reasons."""
+def reason_table(title: str, reasons: Mapping[str, str]) -> Table:
+    """Operators with their *reasons*."""
     columns = (Column("op", "operator"), Column("why", "reason"))
-    rows = tuple({"op": n, "why": w} for n, w in integer.islands.items())
-    return Table("Float islands of the integer model", columns, rows)
+    return Table(title, columns, tuple({"op": n, "why": w} for n, w in reasons.items()))

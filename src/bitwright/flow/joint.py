@@ -12,7 +12,7 @@ from torch import nn
 from bitwright.errors import DataError
 from bitwright.files import write_text
 from bitwright.flow.bench import Bench, open_bench
-from bitwright.flow.choosing import choose_precisions, choose_thresholds
+from bitwright.flow.choosing import choose_precisions, choose_thresholds, measured_int8
 from bitwright.flow.metrics import measure_plans
 from bitwright.flow.outputs import (
     check_writable,
@@ -93,8 +93,7 @@ def run_joint(
         )
     folder = check_writable(Path(output))
     bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
-    watcher.stage("comparing int8 with float")
-    int8 = Stage(bench.plan, bench.evaluator.evaluate(bench.plan))
+    int8 = measured_int8(bench, watcher)
     ranking = rank(bench, settings, folder, watcher)
     tuned, kept = choose_thresholds(bench, ranking, int8, settings, watcher)
     target = None if best_in_budget or min_metric is not None else settings.expected_cos

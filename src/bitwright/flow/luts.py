@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from bitwright.analysis.lut_blame import Walk, put_back
+from bitwright.analysis.lut_blame import Blame, put_back
 from bitwright.errors import ModelError
 from bitwright.files import write_text
 from bitwright.flow.bench import Bench, given_plan, open_bench
 from bitwright.flow.outputs import check_writable, versions, write_json, write_plan
 from bitwright.flow.progress import Silence, Watcher
+from bitwright.flow.ranking import note_unsketched
 from bitwright.flow.settings import Settings
+from bitwright.flow.table_errors import error_table
 from bitwright.flow.table_remedies import Remedied, Repair
 from bitwright.flow.table_scores import Score, TableScores
-from bitwright.flow.tables import error_on_data, seen_codes, settled, table_operators
+from bitwright.flow.tables import error_on_data, settled, table_operators
 from bitwright.graph.graph import Graph
 from bitwright.numerics.lut import LookupTable, TableSettings
 from bitwright.ops.table import TableLookup
@@ -28,7 +29,6 @@ from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
 from bitwright.report.curves import Curve
 from bitwright.report.page import Page, Section, write_page
-from bitwright.search.prediction import Prediction
 from bitwright.search.simulated import SimulatedModel
 from bitwright.search.table_sketch import TableSketch
 from bitwright.table import Column, Table
@@ -37,50 +37,52 @@ from bitwright.table import Column, Table
 TOLERANCE = 0.001
 #: Tables whose error is drawn in the report.
 _DRAWN = 8
-#: Points of a drawing.
-_POINTS = 96
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """One table. *loss*: sketched loss of the network with this table alone in fixed point, against none; *standard_error* of that, 0
-    where it was measured instead.
-    *largest*, *rms*: error on the data, in output steps.
+    """One table. *loss*: of the network with this table alone in fixed point, against none, by the sketch; *standard_error*: of that,
+    None where it was measured instead. *largest*, *rms*: error on the data, in output steps.
     """
 
     name: str
     kind: str
     form: str
     loss: float
-    standard_error: float
+    standard_error: float | None
     largest: float
     rms: float
 
 
 @dataclass(frozen=True)
 class LutsResult:
-    """*stages*: `float` network, `float tables`, `fixed tables`, `integer model`; where there is something to repair also `repaired` and
-    `integer model, repaired`. *rows*: most
-    suspicious first. *to_blame*: whether tables cost more than the tolerance. *plan*: with the settings that helped.
+    """*stages*: `float` network, `float tables`, `fixed tables`, `integer model`; where there is something to repair also
+    `guilty in float`, `repaired` and `integer model, repaired`. *rows*: most suspicious first. *outcomes*: guilty table -> the
+    remedy that was kept, or why there is none. *plan*: with the settings that helped.
     """
 
     bench: Bench
     stages: dict[str, Score]
     rows: tuple[TableRow, ...]
-    to_blame: bool
-    walk: Walk
+    blame: Blame
     remedies: tuple[Remedied, ...]
+    outcomes: Mapping[str, str]
     plan: Plan
     tolerance: float
     metric: str | None
 
     @property
+    def to_blame(self) -> bool:
+        """Whether tables cost more than the tolerance."""
+        return self._costs("fixed tables")
+
+    @property
     def repaired(self) -> bool:
         """Whether tables cost no more than the tolerance (any more)."""
-        return self._lost(self.stages.get("repaired", self.stages["fixed tables"])) <= self.tolerance
+        return not self._costs("repaired" if "repaired" in self.stages else "fixed tables")
 
-    def _lost(self, score: Score) -> float:
-        return self.stages["float tables"].value - score.value
+    def _costs(self, network: str) -> bool:
+        return self.stages["float tables"].exceeds(self.stages[network], self.tolerance)
 
 
 def run_luts(
@@ -117,19 +119,27 @@ def run_luts(
     scores = TableScores(bench, settings)
     stages = _stages(scores, base, names, watcher)
     rows = _ranked(scores, base, settings, watcher)
-    to_blame = stages["float tables"].value - stages["fixed tables"].value > tolerance
-    walk, repair = Walk((), (), stages["fixed tables"].value, True), _repair(scores, base, watcher)
-    if to_blame:
-        walk = _named(scores, base, rows, stages, watcher)
-        watcher.stage("trying remedies", len(walk.guilty))
-        for done, name in enumerate(walk.guilty, start=1):
-            repair.run(name, walk.guilty[done:])
+    blame, repair = Blame((), (), True), _repair(scores, base, watcher)
+    if stages["float tables"].exceeds(stages["fixed tables"], tolerance):
+        blame = _blame(scores, base, rows, stages, watcher)
+        stages["guilty in float"] = scores.score(base, blame.guilty)
+        watcher.stage("trying remedies", len(blame.guilty))
+        for done, name in enumerate(blame.guilty, start=1):
+            repair.run(name, blame.guilty[done:])
             watcher.advance(1, name)
         stages["repaired"] = scores.score(repair.plan)
         stages["integer model, repaired"] = scores.deployed(repair.plan)
     decided = settled(bench.graph, repair.plan, scores.tables(repair.plan))
     result = LutsResult(
-        bench, stages, rows, to_blame, walk, tuple(repair.tried), decided, tolerance, settings.evaluate
+        bench,
+        stages,
+        rows,
+        blame,
+        tuple(repair.tried),
+        repair.outcomes,
+        decided,
+        tolerance,
+        settings.evaluate,
     )
     _write(folder, result, scores.tables(base), scores.tables(repair.plan))
     return result
@@ -148,13 +158,20 @@ def _stages(scores: TableScores, plan: Plan, names: Sequence[str], watcher: Watc
     return stages
 
 
-def _named(
+def _blame(
     scores: TableScores, plan: Plan, rows: Sequence[TableRow], stages: Mapping[str, Score], watcher: Watcher
-) -> Walk:
+) -> Blame:
+    """The guilty of *rows*, by true runs."""
     watcher.stage("putting tables back to float")
+
+    def score(back: Collection[str]) -> float:
+        found = scores.score(plan, back).value
+        watcher.advance(1, f"{len(back)} in float: {found:.6f}")
+        return found
+
     return put_back(
         [r.name for r in rows],
-        lambda back: scores.score(plan, back).value,
+        score,
         fixed=stages["fixed tables"].value,
         floating=stages["float tables"].value,
     )
@@ -185,19 +202,22 @@ def _ranked(scores: TableScores, plan: Plan, settings: Settings, watcher: Watche
         seed=settings.seed,
     )
     sketch.measure(watcher.advance)
+    note_unsketched(watcher, {n: "its gradient is not finite" for n in tables if not sketch.tells(n)})
     rows = []
     for name, table in tables.items():
         if sketch.tells(name):
             found = sketch.loss([name])
+            loss, error = found.loss, found.error
         else:
-            watcher.note(f"not sketchable, measured exactly: {name} (its gradient is not finite)")
-            found = Prediction(scores.lost_alone(plan, name), 0.0)
+            loss, error = scores.lost_alone(plan, name), None
         largest, rms = error_on_data(bench.graph, bench.statistics, name, table)
-        rows.append(
-            TableRow(name, bench.graph.op(name).kind, _form(table), found.loss, found.error, largest, rms)
-        )
-    # Where no gradient tells, the table's own error does.
-    return tuple(sorted(rows, key=lambda r: (-r.loss, -r.rms)))
+        rows.append(TableRow(name, bench.graph.op(name).kind, _form(table), loss, error, largest, rms))
+    return most_suspicious_first(rows)
+
+
+def most_suspicious_first(rows: Iterable[TableRow]) -> tuple[TableRow, ...]:
+    """*rows* by their losses, NaN before all; where those are alike, by the tables' own errors."""
+    return tuple(sorted(rows, key=lambda r: (math.isnan(r.loss), r.loss, r.rms), reverse=True))
 
 
 def _form(table: LookupTable) -> str:
@@ -225,20 +245,22 @@ def table_table(result: LutsResult) -> Table:
         Column("name", "operator"),
         Column("kind", "function"),
         Column("form", "table"),
-        Column("loss", "sketched loss", "", 9),
+        Column("loss", "loss", "", 9),
         Column("standard_error", "± standard error", "", 9),
         Column("largest", "largest error", "steps", 3),
         Column("rms", "RMS error", "steps", 3),
+        Column("put_back", "score with it and all above in float", "", 6),
         Column("guilty", "guilty"),
         Column("remedy", "remedy"),
     )
-    kept = {r.name: r.remedy for r in result.remedies if r.kept}
+    put_back_at = dict(result.blame.steps)
     rows = tuple(
         {
             "rank": i,
             **vars(row),
-            "guilty": "yes" if row.name in result.walk.guilty else "",
-            "remedy": kept.get(row.name, ""),
+            "put_back": put_back_at.get(row.name),
+            "guilty": "yes" if row.name in result.blame.guilty else "",
+            "remedy": result.outcomes.get(row.name, ""),
         }
         for i, row in enumerate(result.rows, start=1)
     )
@@ -272,36 +294,8 @@ def remedy_table(remedies: Sequence[Remedied]) -> Table:
         }
         for r in remedies
     )
-    return Table("Remedies that were run", columns, rows)
-
-
-def error_table(bench: Bench, name: str, before: LookupTable, after: LookupTable) -> Table:
-    """Along the inputs that were seen: the table's mean error, and how many inputs there are."""
-    function = bench.graph.op(name).table_function()
-    weights = seen_codes(bench.graph, bench.statistics, name, before.q_in)
-    assert function is not None
-    assert weights is not None
-    used = np.flatnonzero(weights)
-    parts = np.array_split(np.arange(used[0], used[-1] + 1), min(_POINTS, int(used[-1] - used[0]) + 1))
-    errors = [np.nan_to_num(t.errors(function)) for t in (before, after)]
-    means = [[float(e[p].mean()) for p in parts] for e in errors]
-    counts = np.array([weights[p].sum() for p in parts])
-    share = counts / counts.max() * max(map(max, means))
-    d, scale, zero = before.q_in.spec.dtype, before.q_in.scale[0], before.q_in.zero_point[0]
-    rows = tuple(
-        {
-            "input": (float(p.mean()) + d.qmin - zero) * scale,
-            "error": error,
-            "repaired": repaired,
-            "inputs": float(n),
-        }
-        for p, error, repaired, n in zip(parts, *means, share, strict=True)
-    )
-    columns = [Column("input", "input", "", 5), Column("error", "mean error", "steps", 4)]
-    if before is not after:
-        columns.append(Column("repaired", "mean error, repaired", "steps", 4))
-    columns.append(Column("inputs", "inputs seen (share of the highest)", "", 4))
-    return Table(f"Error of the table of {name} over its inputs", tuple(columns), rows)
+    title = "Remedies that were run, the guilty tables whose turn comes later in float"
+    return Table(title, columns, rows)
 
 
 def _write(
@@ -311,14 +305,19 @@ def _write(
     write_text(folder / "luts.csv", table_table(result).to_csv())
     write_text(folder / "remedies.csv", remedy_table(result.remedies).to_csv())
     write_plan(folder, result.plan)
-    drawn = [*result.walk.guilty, *(r.name for r in result.rows if r.name not in result.walk.guilty)][:_DRAWN]
-    sections = [Section(score_table(result)), Section(table_table(result), bar=("name", "loss"))]
+    drawn = [*result.blame.guilty, *(r.name for r in result.rows if r.name not in result.blame.guilty)][
+        :_DRAWN
+    ]
+    sections = [
+        Section(score_table(result)),
+        Section(table_table(result).without_empty(), bar=("name", "loss")),
+    ]
     if result.remedies:
         sections.append(Section(remedy_table(result.remedies)))
     for name in drawn:
         table = error_table(bench, name, before[name], after[name])
-        series = tuple(c.key for c in table.columns[1:])
-        sections.append(Section(table, curve=Curve("input", series)))
+        series = tuple(c.key for c in table.columns if c.key in ("error", "repaired"))
+        sections.append(Section(table, curve=Curve("input", series, backdrop="inputs")))
     subtitle = f"target {bench.target.name} · {bench.calibration_samples} calibration samples · {bench.inference_samples} samples"
     write_page(
         folder / "report.html", Page(f"Bitwright: look-up tables of {bench.name}", subtitle, tuple(sections))
@@ -336,10 +335,11 @@ def summary(result: LutsResult) -> dict[str, Any]:
         "stages": {name: vars(score) for name, score in result.stages.items()},
         "tolerance": result.tolerance,
         "to_blame": result.to_blame,
-        "guilty": list(result.walk.guilty),
-        "recovered_with_guilty_in_float": result.walk.recovered,
+        "guilty": list(result.blame.guilty),
+        "put_back": [{"name": name, "score": score} for name, score in result.blame.steps],
+        "recovered_with_guilty_in_float": result.blame.recovered,
         "repaired": result.repaired,
         "tables": [vars(r) for r in result.rows],
-        "remedies": json.loads(json.dumps([vars(r) for r in result.remedies])),
+        "remedies": [vars(r) for r in result.remedies],
         "versions": versions(),
     }

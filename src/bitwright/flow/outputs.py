@@ -13,7 +13,7 @@ from bitwright.errors import OutputError
 from bitwright.exporters.tpu_mlir import write_calibration_table, write_qtable
 from bitwright.files import remove, write_text
 from bitwright.flow.bench import Bench, fixed_batch
-from bitwright.flow.exports import RECORD, Exports, exports_json, island_table, write_exports
+from bitwright.flow.exports import RECORD, Exports, exports_json, reason_table, write_exports
 from bitwright.flow.progress import Watcher
 from bitwright.flow.result import Stage, Tuned
 from bitwright.plan.plan import Plan
@@ -94,12 +94,16 @@ def sensitivity_table(
     return Table("Sensitivity: each operator alone at int8, the rest float", columns, cells)
 
 
+#: Titles of lists of operators: float for whatever reason, and float because the target says so.
+FLOATS, NOT_GRANTED = "Float operators", "Not granted by the target"
 #: How stages are called for people.
-_TITLES = {"tuned": "int8 + new thresholds", "integer": "integer file"}
+_TITLES = {"tuned": "int8 + new thresholds", "integer": "integer file on ONNX Runtime"}
 
 
 def stage_table(bench: Bench, stages: Mapping[str, Stage]) -> Table:
-    """The final table, a line for each stage: of `tune` float / int8 / int8 + new thresholds / mixed / integer file."""
+    """The final table, a line for each stage: of `tune` float / int8 / int8 + new thresholds / mixed, all simulated, and the
+    integer file.
+    """
     columns: tuple[Column, ...] = (Column("model", "model"), Column("cosine", "cosine", "", 6))
     if any(stage.accuracy is not None for stage in stages.values()):
         columns += (Column("top1", "top-1", "%", 2), Column("top5", "top-5", "%", 2))
@@ -213,15 +217,11 @@ def write_tune(folder: Path, result: Tuned, watcher: Watcher) -> None:
 
 def summary(result: Tuned) -> dict[str, Any]:
     """The contents of summary.json; its keys are stable."""
-    bench, batch = result.bench, fixed_batch(result.bench.graph)
+    bench = result.bench
     return {
         "model": bench.name,
         "target": bench.target.name,
-        "images": {
-            "calibration": bench.calibration_samples,
-            "inference": bench.inference_samples,
-            "accuracy": 0 if bench.dataset.labels is None else len(bench.dataset) // batch * batch,
-        },
+        "images": images_json(bench),
         **figures_json(result.stages, result.exports),
         "expected_cos": result.expected_cos,
         "reached": result.reached,
@@ -233,6 +233,17 @@ def summary(result: Tuned) -> dict[str, Any]:
         "seconds": {k: round(v, 3) for k, v in result.seconds.items()},
         "forward_passes": round(bench.evaluator.effort.forward_passes, 2),
         "versions": versions(),
+    }
+
+
+def images_json(bench: Bench) -> dict[str, int]:
+    """How many samples were calibrated with, compared on, and labelled."""
+    batch = fixed_batch(bench.graph)
+    labelled = 0 if bench.dataset.labels is None else len(bench.dataset) // batch * batch
+    return {
+        "calibration": bench.calibration_samples,
+        "inference": bench.inference_samples,
+        "accuracy": labelled,
     }
 
 
@@ -253,7 +264,8 @@ def export_sections(exports: Exports) -> list[Section]:
     sections = [Section(proof.table(), note=f"{name.strip('_')}") for name, proof in exports.proofs.items()]
     if exports.integer is not None:
         if exports.integer.islands:
-            sections.append(Section(island_table(exports.integer)))
+            islands = reason_table("Float islands of the integer model", exports.integer.islands)
+            sections.append(Section(islands))
         sections.append(Section(exports.integer.proofs()))
     return sections
 
@@ -262,16 +274,11 @@ def tune_page(result: Tuned) -> Page:
     """The report: the final table, the losses, the proof."""
     bench = result.bench
     sensitivity = sensitivity_table(result.rows, result.choice.plan)
-    refused = Table(
-        "Not granted by the target",
-        (Column("op", "operator"), Column("why", "reason")),
-        tuple({"op": n, "why": w} for n, w in bench.plan.refusals.items()),
-    )
     sections = [Section(stage_table(bench, result.stages))]
     if result.rows:
         sections += [Section(sensitivity, bar=("name", "loss")), Section(tried_table(result.choice))]
-    if refused.rows:
-        sections.append(Section(refused))
+    if bench.plan.refusals:
+        sections.append(Section(reason_table(NOT_GRANTED, bench.plan.refusals)))
     sections += export_sections(result.exports)
     subtitle = (
         f"target {bench.target.name} · {bench.calibration_samples} calibration samples · "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -16,6 +17,18 @@ class Watcher(Protocol):
 
     def note(self, text: str) -> None:
         """Something a person should know."""
+
+
+def counting(watcher: Watcher) -> Callable[[int, int, str], None]:
+    """A callback for who says how far it is (so many done, of so many, what), which tells *watcher* the steps in between."""
+    told = 0
+
+    def advance(done: int, total: int, detail: str) -> None:
+        nonlocal told
+        watcher.advance(done - told, detail)
+        told = done
+
+    return advance
 
 
 class Silence:

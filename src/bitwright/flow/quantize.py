@@ -12,11 +12,13 @@ from torch import nn
 from bitwright.exporters.tpu_mlir import write_qtable
 from bitwright.flow.bench import Bench, given_plan, open_bench
 from bitwright.flow.calibration import range_table, write_ranges
-from bitwright.flow.exports import Exports, for_exports, make_exports, write_exports
+from bitwright.flow.exports import Exports, for_exports, make_exports, reason_table, write_exports
 from bitwright.flow.outputs import (
+    FLOATS,
     check_writable,
     export_sections,
     figures_json,
+    images_json,
     stage_table,
     versions,
     write_json,
@@ -31,11 +33,14 @@ from bitwright.report.page import Page, Section, write_page
 
 @dataclass(frozen=True)
 class Quantized:
-    """What `quantize` made. *stages*: `float`, `quantized`, and `integer` where there is such a file."""
+    """What `quantize` made. *bench*: with the plan that is exported. *stages*: `float`, `quantized`, and `integer` where
+    there is such a file. *refusals*: what the target does not grant, with the reason.
+    """
 
     bench: Bench
     exports: Exports
     stages: Mapping[str, Stage]
+    refusals: Mapping[str, str]
 
 
 def run_quantize(
@@ -58,6 +63,7 @@ def run_quantize(
     settings, watcher = for_exports(settings or Settings()), watcher or Silence()
     folder = check_writable(Path(output))
     bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
+    refusals = bench.plan.refusals
     if plan is not None:
         bench = replace(bench, plan=given_plan(bench, Path(plan)))
     watcher.stage("comparing with float")
@@ -68,7 +74,7 @@ def run_quantize(
     stages = with_accuracy(bench, stages, watcher)
     exports = make_exports(bench, bench.plan, settings, watcher)
     stages |= integer_stage(bench, exports, watcher)
-    result = Quantized(bench, exports, stages)
+    result = Quantized(bench, exports, stages, refusals)
     _write(folder, result, watcher)
     return result
 
@@ -79,10 +85,11 @@ def quantized_summary(result: Quantized) -> dict[str, Any]:
     return {
         "model": bench.name,
         "target": bench.target.name,
-        "images": {"calibration": bench.calibration_samples, "inference": bench.inference_samples},
+        "images": images_json(bench),
         **figures_json(result.stages, result.exports),
         "float_ops": result.exports.plan.float_groups,
-        "not_granted": bench.plan.refusals,
+        "not_granted": result.refusals,
+        "opaque": list(bench.graph.info.opaque),
         "versions": versions(),
     }
 
@@ -94,7 +101,13 @@ def _write(folder: Path, result: Quantized, watcher: Watcher) -> None:
     write_qtable(folder / f"{bench.name}_qtable", bench.graph, result.exports.plan, samples=samples)
     write_ranges(folder, bench, range_table(bench))
     write_plan(folder, result.exports.plan)
-    subtitle = f"target {bench.target.name} · {bench.calibration_samples} calibration samples"
-    sections = (Section(stage_table(bench, result.stages)), *export_sections(result.exports))
-    write_page(folder / "report.html", Page(f"Bitwright: {bench.name}, quantized", subtitle, sections))
+    subtitle = (
+        f"target {bench.target.name} · {bench.calibration_samples} calibration samples · "
+        f"{bench.inference_samples} inference samples"
+    )
+    sections = [Section(stage_table(bench, result.stages))]
+    if bench.plan.refusals:
+        sections.append(Section(reason_table(FLOATS, bench.plan.refusals)))
+    sections += export_sections(result.exports)
+    write_page(folder / "report.html", Page(f"Bitwright: {bench.name}, quantized", subtitle, tuple(sections)))
     write_json(folder / "summary.json", quantized_summary(result))

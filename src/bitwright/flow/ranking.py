@@ -10,7 +10,7 @@ from pathlib import Path
 from bitwright.errors import DataError
 from bitwright.flow.bench import Bench
 from bitwright.flow.model_source import source_text
-from bitwright.flow.progress import Watcher
+from bitwright.flow.progress import Watcher, counting
 from bitwright.flow.settings import Settings
 from bitwright.search.error_sketch import ErrorSketch
 from bitwright.search.jobs import Processes, Runner
@@ -59,12 +59,17 @@ def rank(bench: Bench, settings: Settings, folder: Path, watcher: Watcher) -> Ra
         why = next(iter(unreachable.values()), "no operator to rank")
         watcher.note(f"no operator can be sketched ({why}); everything is measured exactly")
         return Ranking(tuple(exact(groups)), None, {})
-    for group, why in unreachable.items():
-        watcher.note(f"not sketchable, measured exactly: {group} ({why})")
+    note_unsketched(watcher, unreachable)
     verified = settings.verify if settings.search_method == "sketch+verify" else 0
     if verified or unreachable:
         rows = verify_top(rows, exact, count=verified, always=list(unreachable))
     return Ranking(tuple(rows), sketch, unreachable)
+
+
+def note_unsketched(watcher: Watcher, found: Mapping[str, str]) -> None:
+    """Say what no sketch tells, by name, and why."""
+    for name, why in found.items():
+        watcher.note(f"not sketchable, measured exactly: {name} ({why})")
 
 
 def chosen_groups(bench: Bench, settings: Settings) -> list[str]:
@@ -138,12 +143,6 @@ def _exact(
     bench: Bench, settings: Settings, watcher: Watcher, state: SearchState, groups: Collection[str]
 ) -> list[Sensitivity]:
     watcher.stage("measuring sensitivity", len(groups) * bench.evaluator.reference())
-    done = [0]
-
-    def advance(now: int, total: int, group: str) -> None:
-        watcher.advance(now - done[0], group)
-        done[0] = now
-
     return measure_sensitivity(
         bench.evaluator,
         bench.plan,
@@ -152,7 +151,7 @@ def _exact(
         groups=groups,
         runner=open_runner(settings),
         state=state,
-        progress=advance,
+        progress=counting(watcher),
     )
 
 

@@ -104,7 +104,7 @@ def integer_stage(bench: Bench, exports: Exports, watcher: Watcher) -> dict[str,
     labels, failed = bench.dataset.labels, exports.proofs[INTEGER].default.failure
     # A file that ONNX Runtime cannot optimise is run node by node.
     run = Session(exports.integer.model, optimisation="disabled" if failed else "default").tensors
-    watcher.stage("running the integer file", 0 if labels is None else len(bench.dataset))
+    watcher.stage("running the integer file", None if labels is None else len(bench.dataset))
     cosine = bench.evaluator.evaluate_run(run)
     accuracy = None if labels is None else accuracy_of(bench, {"integer": run}, watcher)["integer"]
     return {"integer": Stage(exports.plan, cosine, accuracy, tuple(exports.integer.islands))}

@@ -11,7 +11,7 @@ from torch import nn
 
 from bitwright.files import write_text
 from bitwright.flow.bench import Bench, open_bench
-from bitwright.flow.choosing import choose_precisions, choose_thresholds
+from bitwright.flow.choosing import choose_precisions, choose_thresholds, measured_int8
 from bitwright.flow.metrics import metrics_alone
 from bitwright.flow.outputs import (
     check_writable,
@@ -22,7 +22,7 @@ from bitwright.flow.outputs import (
     write_search,
     write_tables,
 )
-from bitwright.flow.progress import Silence, Watcher
+from bitwright.flow.progress import Silence, Watcher, counting
 from bitwright.flow.ranking import METRIC_SEARCH, Ranking, open_state, rank, state_path
 from bitwright.flow.result import Stage
 from bitwright.flow.settings import Settings
@@ -74,8 +74,7 @@ def run_sensitivity(
     settings, watcher = settings or Settings(), watcher or Silence()
     folder = check_writable(Path(output))
     bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
-    watcher.stage("comparing int8 with float")
-    int8 = Stage(bench.plan, bench.evaluator.evaluate(bench.plan))
+    int8 = measured_int8(bench, watcher)
     if int8.cosine >= settings.expected_cos:
         result = SensitivityResult(
             bench,
@@ -164,12 +163,6 @@ def run_mixed(
     limit = settings.max_float_ops if settings.max_float_ops is not None else max(1, groups // 4)
     state = open_state(bench, settings, folder, watcher, search="mixed")
     watcher.stage("walking from the input", groups)
-    done = [0]
-
-    def advance(now: int, total: int, group: str) -> None:
-        watcher.advance(now - done[0], group)
-        done[0] = now
-
     walk = search_mixed_precision(
         bench.evaluator,
         bench.plan,
@@ -178,7 +171,7 @@ def run_mixed(
         min_layer_similarity=min_layer_cos,
         limit=limit,
         state=state,
-        progress=advance,
+        progress=counting(watcher),
     )
     result = MixedResult(bench, walk, walk.similarity >= settings.expected_cos)
     write_tables(folder, bench, walk.plan)

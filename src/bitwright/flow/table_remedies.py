@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bitwright.analysis.lut_blame import RECOVERED
+from bitwright.analysis.lut_blame import recovered_at
 from bitwright.flow.table_scores import TableScores
 from bitwright.flow.tables import error_on_data, seen_codes
 from bitwright.graph.op import Op
@@ -27,7 +27,9 @@ _PERIODIC = {"Sin": 2 * math.pi, "Cos": 2 * math.pi, "Tan": math.pi}
 
 @dataclass(frozen=True)
 class Remedied:
-    """One remedy that was run. *error*: (largest, RMS) of the table on the data, in output steps, before and after. *score*: of the
+    """One remedy that was run.
+
+    *error*: (largest, RMS) of the table on the data before and after, both in steps of the output as it was before. *score*: of the
     network with all tables in fixed point but those whose turn comes later, before and after. *kept*: whether the plan has it.
     """
 
@@ -67,6 +69,8 @@ class Repair:
     def __init__(self, scores: TableScores, plan: Plan, tell: Callable[[Remedied], None]) -> None:
         self.scores, self.bench, self.plan, self._tell = scores, scores.bench, plan, tell
         self.tried: list[Remedied] = []
+        #: Operator -> the remedy that was kept, or why there is none.
+        self.outcomes: dict[str, str] = {}
 
     def run(self, name: str, pending: Collection[str] = ()) -> None:
         """Find what helps the table of operator *name* and keep it.
@@ -74,8 +78,9 @@ class Repair:
         *pending*: guilty ones whose turn comes later. They are float meanwhile: where several spoil the score, mending one shows nothing.
         """
         before = self.scores.score(self.plan, pending).value
-        enough = before + RECOVERED * (self.scores.score(self.plan, [name, *pending]).value - before)
+        enough = recovered_at(before, self.scores.score(self.plan, [name, *pending]).value)
         if enough <= before:
+            self.outcomes[name] = "none needed"
             return
         found: list[tuple[Remedied, Plan]] = []
         for remedy, plan in self._plans(name):
@@ -83,14 +88,20 @@ class Repair:
             found.append((remedied, plan))
             if remedied.score[1] >= enough and remedied.error[1][1] <= _GOOD * remedied.error[0][1]:
                 break
-        self._keep_best(found, enough)
+        kept = self._keep_best(found, enough)
+        self.outcomes[name] = kept or ("none helped" if found else "none known")
 
-    def _keep_best(self, found: Sequence[tuple[Remedied, Plan]], enough: float) -> None:
-        """Of remedies with which the score recovers the one of the least error, else that of the best score, if it helps."""
+    def _keep_best(self, found: Sequence[tuple[Remedied, Plan]], enough: float) -> str | None:
+        """Of remedies with which the score recovers the one of the least error, else that of the best score, if it helps.
+
+        *returns*: the remedy that was kept.
+        """
         helping = [f for f in found if f[0].score[1] > f[0].score[0]]
-        recovering = [f for f in helping if f[0].score[1] >= enough]
-        best = min(recovering, key=lambda f: f[0].error[1][1]) if recovering else None
-        if best is None and helping:
+        recovering = [f for f in found if f[0].score[1] >= enough]
+        best = None
+        if recovering:
+            best = min(recovering, key=lambda f: f[0].error[1][1])
+        elif helping:
             best = max(helping, key=lambda f: f[0].score[1])
         if best is not None:
             self.plan = best[1]
@@ -98,14 +109,15 @@ class Repair:
             remedied = replace(pair[0], kept=pair is best)
             self.tried.append(remedied)
             self._tell(remedied)
+        return None if best is None else best[0].remedy
 
     def _plans(self, name: str) -> Iterator[tuple[str, Plan]]:
         """Plans in which the table's error on the data is smaller, the cheapest first; then one with a wider output."""
-        now, ran = self._error(name, self.scores.tables(self.plan)[name])[1], 0
+        ran, (_, now) = 0, self._error(name, self.scores.tables(self.plan)[name])
         for remedy, settings in self._candidates(name):
             if ran == _RUNS:
                 break
-            error = self._error(name, self._table(name, settings))[1]
+            _, error = self._error(name, self._table(name, settings))
             if error < _BETTER * now:
                 now, ran = error, ran + 1
                 yield remedy, self.plan.with_tables({name: settings})
@@ -141,9 +153,10 @@ class Repair:
         return table_of(self.bench.graph.op(name), table.q_in, table.q_out, settings, weights=weights)
 
     def _error(self, name: str, table: LookupTable) -> tuple[float, float]:
-        return error_on_data(self.bench.graph, self.bench.statistics, name, table)
+        """Largest and RMS error on the data, in output steps of the table that the plan has so far."""
+        unit = self.scores.tables(self.plan)[name].q_out
+        return error_on_data(self.bench.graph, self.bench.statistics, name, table, unit=unit)
 
     def _remedied(self, name: str, remedy: str, plan: Plan, before: float, after: float) -> Remedied:
-        tables = (self.scores.tables(p)[name] for p in (self.plan, plan))
-        errors = [self._error(name, t) for t in tables]
-        return Remedied(name, remedy, (errors[0], errors[1]), (before, after), False)
+        then, now = (self._error(name, self.scores.tables(p)[name]) for p in (self.plan, plan))
+        return Remedied(name, remedy, (then, now), (before, after), False)

@@ -36,6 +36,14 @@ class Score:
         """What decides: the metric, else the cosine."""
         return self.cosine if self.metric is None else self.metric
 
+    def lost(self, other: Score) -> float:
+        """What *other* has less than this."""
+        return self.value - other.value
+
+    def exceeds(self, other: Score, tolerance: float) -> bool:
+        """Whether *other* has less than this by more than *tolerance*, or one of them is NaN."""
+        return not self.lost(other) <= tolerance
+
 
 class TableScores:
     """Scores of plans of *bench*, with tables in fixed point or put back to float."""

@@ -33,7 +33,8 @@ def build_tables(
     """Operator -> table, of every quantized operator of *plan* (solved) that is looked up in one.
 
     *settings*: of single operators, instead of the plan's; where neither says anything, the default. Tables are made for the
-    inputs that *statistics* saw. *known*: tables made before, which are taken as they are, and to which new ones are added. *raises* `PlanError`, `UnknownName`, `NumericsError`, naming the operator.
+    inputs that *statistics* saw. *known*: tables made before, which are taken as they are, and to which new ones are added.
+    *raises* `PlanError`, `UnknownName`, `NumericsError`, naming the operator.
     """
     settings = settings or {}
     names = table_operators(graph, plan)
@@ -63,11 +64,20 @@ def seen_codes(graph: Graph, statistics: Statistics, op: str, q_in: QParams) -> 
     return None if seen is None else code_weights(seen, q_in)
 
 
-def error_on_data(graph: Graph, statistics: Statistics, op: str, table: LookupTable) -> tuple[float, float]:
-    """Largest and RMS error of the operator's *table* on the inputs that *statistics* saw, in output steps."""
+def error_on_data(
+    graph: Graph, statistics: Statistics, op: str, table: LookupTable, *, unit: QParams | None = None
+) -> tuple[float, float]:
+    """Largest and RMS error of the operator's *table* on the inputs that *statistics* saw, in steps of *unit* (None: of its output)."""
     function = graph.op(op).table_function()
     assert function is not None
-    return table.error(function, weights=seen_codes(graph, statistics, op, table.q_in))
+    largest, rms = table.error(function, weights=seen_codes(graph, statistics, op, table.q_in))
+    ratio = 1.0 if unit is None else steps_in(unit, table)
+    return ratio * largest, ratio * rms
+
+
+def steps_in(unit: QParams, table: LookupTable) -> float:
+    """How many steps of *unit* one output step of *table* is."""
+    return table.q_out.scale[0] / unit.scale[0]
 
 
 def table_operators(graph: Graph, plan: Plan) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from bitwright.flow.bench import Bench, open_bench
-from bitwright.flow.choosing import choose_precisions, choose_thresholds, nothing_to_choose
+from bitwright.flow.choosing import choose_precisions, choose_thresholds, measured_int8, nothing_to_choose
 from bitwright.flow.exports import for_exports, make_exports
 from bitwright.flow.outputs import check_writable, write_search, write_tune
 from bitwright.flow.progress import Silence, Watcher
@@ -57,8 +57,7 @@ def tune(
     clock = _Clock()
     bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
     clock.lap("prepare")
-    watcher.stage("comparing int8 with float")
-    int8 = Stage(bench.plan, bench.evaluator.evaluate(bench.plan))
+    int8 = measured_int8(bench, watcher)
     clock.lap("int8")
     rows: tuple[Sensitivity, ...] = ()
     if int8.cosine >= settings.expected_cos:

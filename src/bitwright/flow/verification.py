@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +93,9 @@ class Verified:
             Column("name", "operator"),
             Column("kind", "function"),
             Column("dtype", "codes"),
-            Column("steps", "largest difference", "steps"),
-            Column("error", "the table's error over all inputs", "steps", 3),
-            Column("holds", "explained by it"),
+            Column("steps", "steps"),
+            Column("error", "error", "steps", 3),
+            Column("holds", "explained"),
         )
         rows = tuple(
             {
@@ -108,7 +108,8 @@ class Verified:
             }
             for t in sorted(self.tables, key=lambda t: (t.holds, -t.difference.steps))
         )
-        return Table("Tables of the integer file against their functions, same input codes", columns, rows)
+        title = "Tables, same input codes: steps by which they differ from their functions, and whether their error explains it"
+        return Table(title, columns, rows)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
@@ -137,11 +138,11 @@ def run_verify(
     `PlanError` for a plan of another network, `ModelError` for a missing or damaged file.
     """
     place, watcher = Path(folder), watcher or Silence()
-    # The plan holds all thresholds and dividing points: for those that it replaces, one sample is enough.
-    settings = replace(for_exports(settings or Settings()), input_num=1, inference_num=1)
+    settings = for_exports(settings or Settings())
     bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
     plan = given_plan(bench, place / "plan.json")
     models = read_exports(place, bench.name, settings.export)
+    # The plan holds every dividing point: what this calibration saw must have no say.
     tables = build_tables(bench.graph, plan, Statistics()) if INTEGER in models else {}
     proofs = prove(bench, plan, models, tables, settings, watcher, check=False)
     checks = _table_checks(bench, plan, models[INTEGER], tables, settings, watcher) if tables else ()

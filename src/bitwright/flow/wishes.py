@@ -68,20 +68,24 @@ def choose(
 
 
 def _choice(op: Op, attributes: Mapping[str, QConfig | None], setters: Sequence[QconfigSetter]) -> Choice:
-    name = op.name
-    around = [path for path in attributes if is_inside(name, path)]
+    around = [path for path in attributes if is_inside(op.name, path)]
     if around:
         path = max(around, key=len)
         return Choice(attributes[path], f"{path or 'model'}.qconfig", _ATTRIBUTE + len(path))
     for setter in setters:
-        whole = "" if op.composite is None else op.composite.name
-        if isinstance(setter, SensitiveOpsQconfigSetter) and whole in setter.names:
-            name = whole  # listed where it was not taken apart
+        name = _listed(op, setter)
         answer = setter(name, op.author_kind)
         if not isinstance(answer, Unset):
             named = isinstance(setter, (ModuleNameQconfigSetter, SensitiveOpsQconfigSetter))
             return Choice(answer, str(setter), setter.closeness(name) if named else 0)  # type: ignore[attr-defined]
     return Choice(None, "no setter and no qconfig attribute")
+
+
+def _listed(op: Op, setter: QconfigSetter) -> str:
+    """The name by which *setter* knows *op*: where that is not its own, of the whole operator that it is a part of."""
+    if isinstance(setter, SensitiveOpsQconfigSetter) and op.composite is not None:
+        return next((n for n in (op.name, op.composite.name) if n in setter.names), op.name)
+    return op.name
 
 
 def _check_names(folded: Graph, setters: Sequence[QconfigSetter]) -> None:

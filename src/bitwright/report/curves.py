@@ -20,7 +20,8 @@ _TICKS = 6
 class Curve:
     """Which columns of a table are drawn. *x*: key of the horizontal axis; *series*: keys of the vertical one; *mark*: (key, cell) of
     the row that is emphasised; *level*: a horizontal line; *log*: both axes are logarithmic; *lines*: points are joined in the order
-    of rows; *diagonal*: the line where both axes are equal.
+    of rows; *diagonal*: the line where both axes are equal. *backdrop*: key of one more series, of another unit: it is drawn as high
+    as the highest of the others, and only its shape means something.
     """
 
     x: str
@@ -30,6 +31,7 @@ class Curve:
     log: bool = False
     lines: bool = True
     diagonal: bool = False
+    backdrop: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,9 @@ def plot(table: Table, curve: Curve) -> Plot:
     across = _Axis(xs, LEFT, WIDTH - RIGHT, log=curve.log)
     up = _Axis(ys, HEIGHT - BOTTOM, TOP, log=curve.log)
     series = tuple(_series(columns[k], columns, points[k], curve, across, up) for k in curve.series)
+    if curve.backdrop is not None:
+        behind = _as_high(_points(table, curve, curve.backdrop), max(ys, default=1.0))
+        series += (_series(columns[curve.backdrop], columns, behind, curve, across, up),)
     x_title = _title(columns[curve.x])
     y_title = ", ".join(_title(columns[k]) for k in curve.series)
     ends = (LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, TOP) if curve.diagonal else None
@@ -137,6 +142,14 @@ def _points(table: Table, curve: Curve, key: str) -> list[tuple[float, float, Ma
         for row in table.rows
         if _is_number(row.get(curve.x)) and _is_number(row.get(key))
     ]
+
+
+def _as_high(
+    points: Sequence[tuple[float, float, Mapping[str, Any]]], height: float
+) -> list[tuple[float, float, Mapping[str, Any]]]:
+    """*points*, the highest at *height*."""
+    highest = max((y for _, y, _ in points), default=0.0) or 1.0
+    return [(x, y / highest * height, row) for x, y, row in points]
 
 
 def _is_number(cell: object) -> bool:

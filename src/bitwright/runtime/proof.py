@@ -211,9 +211,9 @@ class Proof:
             Column("name", "operator"),
             Column("kind", "kind"),
             Column("dtype", "codes"),
-            Column("steps", "largest difference", "steps"),
-            Column("fraction", "share that differs, ties apart", "", 6),
-            Column("ties", "share that differs, ties", "", 6),
+            Column("steps", "steps"),
+            Column("fraction", "share", "", 6),
+            Column("ties", "ties", "", 6),
             Column("elements", "elements"),
         )
         rows = tuple(
@@ -228,4 +228,5 @@ class Proof:
             }
             for d in compared
         )
-        return Table("Proof: ONNX Runtime against the simulation, same input codes", columns, rows)
+        title = "Proof, same input codes: steps by which output codes differ, share that does, share in ties"
+        return Table(title, columns, rows)

@@ -90,6 +90,7 @@ class _Comparison:
         self.groups = {g: ops for g, ops in plan.groups.items() if plan.precision(g) != "float"}
         self.rows = {g: _Row() for g in self.groups}
         self.codes = {value: name for value, (name, _) in codes.items()}
+        self._check_codes()
         self.inputs = [i.name for i in graph.info.inputs]
         self.outputs = list(dict.fromkeys(graph.info.outputs))
         sides = self._side_values()
@@ -106,6 +107,20 @@ class _Comparison:
             self.default = Session(model, optimisation="default")
         except ModelError as e:
             self.default_meter.failure = e.found
+
+    def _check_codes(self) -> None:
+        """*raises* `ProofError` if the file lacks codes that quantized groups read or make: nothing may go unseen."""
+        for group, ops in self.groups.items():
+            made = [v for op in ops for v in self.graph.op(op).outputs if self.plan.qparams(v) is not None]
+            read = [v for op in ops for v in self._variables(op) if (v, op) in self.reads]
+            missing = [v for v in (*read, *made) if v not in self.codes]
+            if missing:
+                raise ProofError(
+                    f"operator {group}, value {missing[0]}",
+                    expected="its codes in the file, as the plan says",
+                    found="none that the file calls by this name",
+                    remedy="The plan is not the one that the file was made from; write both again.",
+                )
 
     # --- one batch -------------------------------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ def float_until(
     *,
     target: float,
     limit: int,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Callable[[Tried], None] | None = None,
 ) -> Choice:
     """Leave groups float in the order of *rows* until the similarity reaches *target*, at most *limit* groups.
 
@@ -104,7 +104,7 @@ def float_until(
         chosen[row.name] = "float"
         tried.append(Tried(plan, dict(chosen), similarity, cost=float(len(chosen))))
         if progress:
-            progress(row.name, similarity)
+            progress(tried[-1])
         if similarity > best.similarity:
             best = Choice(plan, similarity, dict(chosen), ())
     return replace(best, tried=tuple(tried))

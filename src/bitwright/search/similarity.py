@@ -17,6 +17,7 @@ from bitwright.search.losses import LOSSES, Divergence, Loss
 #: A user's post-processing: output name -> array with a batch of one, to a dictionary of the same form.
 PostProcess = Callable[[dict[str, npt.NDArray[Any]]], Mapping[str, Any]]
 
+_FIXED_SIZE = "Score outputs of a fixed size (boxes before suppression, not after)."
 #: What similarities are made of, whatever loss ranks operators.
 COSINE = LOSSES.get("cosine", where="loss")
 
@@ -83,7 +84,7 @@ class Similarity:
                     f"output {name}",
                     expected=f"the same number of elements as in the float network ({ref[0].numel()})",
                     found=str(out[0].numel()),
-                    remedy="Score outputs of a fixed size (boxes before suppression, not after).",
+                    remedy=_FIXED_SIZE,
                 )
             total += weight * self._of(loss, name).measure(ref, out).cpu()
         return total
@@ -130,6 +131,6 @@ class Similarity:
                     f"--post-process, result {name}",
                     expected=f"as many numbers for each of {n} samples",
                     found=f"{len(r)} results of {', '.join(map(str, sizes))} numbers",
-                    remedy="Score outputs of a fixed size (boxes before suppression, not after).",
+                    remedy=_FIXED_SIZE,
                 )
         return {name: torch.cat(r) for name, r in rows.items()}

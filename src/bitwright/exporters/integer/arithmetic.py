@@ -15,12 +15,6 @@ from bitwright.numerics.spec import QParams
 
 #: Magnitudes below these leave room for the offset that makes them unsigned, and for half a step.
 ROOM = {32: 29, 64: 61}
-#: As many values are worth a node that widens them.
-_MANY = 16
-#: Bits of a multiplier beyond those of the codes: its rounding is worth a quarter of a step at most.
-_SPARE = 2
-#: The least shift behind a zero that is no integer: the zero is exact to 2^-13 output steps then, if there is room.
-_ZERO_BITS = 12
 #: What the rounded multipliers of a sum may be off by, in output steps.
 _SUM_ERROR = 2.0**-8
 
