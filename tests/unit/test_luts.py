@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.cli.luts import verdict
-from bitwright.flow.luts import TableRow, most_suspicious_first, run_luts, table_table
+from bitwright.flow.luts import TableRow, most_suspicious_first, run_luts, score_table, table_table
 from bitwright.flow.settings import Settings
 from bitwright.flow.table_scores import Score
 from bitwright.numerics.lut import TableSettings
@@ -140,3 +140,19 @@ def test_a_table_whose_loss_is_no_number_is_the_most_suspicious() -> None:
     rows = [TableRow(str(i), "Exp", "segment", loss, None, 1.0, float(i)) for i, loss in enumerate(losses)]
 
     assert [row.name for row in most_suspicious_first(rows)] == ["1", "2", "0", "4", "3"]
+
+
+def test_labelled_samples_are_counted_at_every_stage(tmp_path: Path) -> None:
+    """They were read, and nothing was done with them."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 6)).eval()
+    inputs = torch.randn(24, 1, 8)
+    samples = [{"input": x, "label": int(network(x).argmax())} for x in inputs]
+    found = run_luts(
+        network, samples, output=tmp_path, settings=Settings(target="journey6"), example_inputs=inputs[0]
+    )
+    stages = json.loads((tmp_path / "summary.json").read_text())["stages"]
+
+    assert stages["float"]["top1"] == stages["float"]["top5"] == 1
+    assert all(0.8 <= s["top1"] <= s["top5"] <= 1 for s in stages.values())
+    assert [r["top1"] for r in score_table(found).rows] == [100 * s["top1"] for s in stages.values()]

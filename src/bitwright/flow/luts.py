@@ -13,6 +13,7 @@ from torch import nn
 from bitwright.analysis.lut_blame import Blame, put_back
 from bitwright.errors import ModelError
 from bitwright.files import write_text
+from bitwright.flow.accuracy import accuracy_of
 from bitwright.flow.bench import Bench, given_plan, open_bench
 from bitwright.flow.outputs import check_writable, versions, write_json, write_plan
 from bitwright.flow.progress import Silence, Watcher
@@ -20,7 +21,7 @@ from bitwright.flow.ranking import note_unsketched
 from bitwright.flow.settings import Settings
 from bitwright.flow.table_errors import error_table
 from bitwright.flow.table_remedies import Remedied, Repair
-from bitwright.flow.table_scores import Score, TableScores
+from bitwright.flow.table_scores import Form, Score, TableScores
 from bitwright.flow.tables import error_on_data, settled, table_operators
 from bitwright.graph.graph import Graph
 from bitwright.numerics.lut import LookupTable, TableSettings
@@ -29,7 +30,6 @@ from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
 from bitwright.report.curves import Curve
 from bitwright.report.page import Page, Section, write_page
-from bitwright.search.simulated import SimulatedModel
 from bitwright.search.table_sketch import TableSketch
 from bitwright.table import Column, Table
 
@@ -117,18 +117,34 @@ def run_luts(
         )
     base = start.with_tables({} if table_settings is None else dict.fromkeys(names, table_settings))
     scores = TableScores(bench, settings)
-    stages = _stages(scores, base, names, watcher)
+    watcher.stage("making tables")
+    stages = _measured(
+        scores,
+        {
+            "float": scores.exact(),
+            "float tables": scores.simulated(base, names),
+            "fixed tables": scores.simulated(base),
+            "integer model": scores.integer(base),
+        },
+        watcher,
+    )
     rows = _ranked(scores, base, settings, watcher)
     blame, repair = Blame((), (), True), _repair(scores, base, watcher)
     if stages["float tables"].exceeds(stages["fixed tables"], tolerance):
         blame = _blame(scores, base, rows, stages, watcher)
-        stages["guilty in float"] = scores.score(base, blame.guilty)
         watcher.stage("trying remedies", len(blame.guilty))
         for done, name in enumerate(blame.guilty, start=1):
             repair.run(name, blame.guilty[done:])
             watcher.advance(1, name)
-        stages["repaired"] = scores.score(repair.plan)
-        stages["integer model, repaired"] = scores.deployed(repair.plan)
+        stages |= _measured(
+            scores,
+            {
+                "guilty in float": scores.simulated(base, blame.guilty),
+                "repaired": scores.simulated(repair.plan),
+                "integer model, repaired": scores.integer(repair.plan),
+            },
+            watcher,
+        )
     decided = settled(bench.graph, repair.plan, scores.tables(repair.plan))
     result = LutsResult(
         bench,
@@ -145,17 +161,18 @@ def run_luts(
     return result
 
 
-def _stages(scores: TableScores, plan: Plan, names: Sequence[str], watcher: Watcher) -> dict[str, Score]:
-    """The network in float, with tables in float, in fixed point, and as an integer model."""
-    watcher.stage("comparing float and fixed tables", 3)
-    stages = {"float": _float_score(scores)}
-    watcher.advance(1)
-    for title, back in (("float tables", names), ("fixed tables", ())):
-        stages[title] = scores.score(plan, back)
-        watcher.advance(1, f"{title}: {stages[title].value:.6f}")
-    watcher.stage("running the integer model")
-    stages["integer model"] = scores.deployed(plan)
-    return stages
+def _measured(scores: TableScores, forms: Mapping[str, Form], watcher: Watcher) -> dict[str, Score]:
+    """The score of each of *forms*, with its accuracy where labels are known."""
+    bench, found = scores.bench, dict[str, Score]()
+    watcher.stage("comparing float and fixed tables", len(forms))
+    for name, form in forms.items():
+        found[name] = scores.of(form)
+        watcher.advance(1, f"{name}: {found[name].value:.6f}")
+    if bench.dataset.labels is None:
+        return found
+    watcher.stage("measuring accuracy", len(bench.dataset))
+    accuracy = accuracy_of(bench, {name: form.run for name, form in forms.items()}, watcher)
+    return {name: replace(score, accuracy=accuracy[name]) for name, score in found.items()}
 
 
 def _blame(
@@ -183,11 +200,6 @@ def _repair(scores: TableScores, plan: Plan, watcher: Watcher) -> Repair:
         watcher.note(f"{remedied.name}: {remedied.remedy}: {before:.6f} -> {after:.6f}")
 
     return Repair(scores, plan, tell)
-
-
-def _float_score(scores: TableScores) -> Score:
-    evaluator = scores.bench.evaluator
-    return scores.of(lambda inputs: evaluator.replay.run(inputs), SimulatedModel(scores.bench.graph, None))
 
 
 def _ranked(scores: TableScores, plan: Plan, settings: Settings, watcher: Watcher) -> tuple[TableRow, ...]:
@@ -232,10 +244,19 @@ def score_table(result: LutsResult) -> Table:
     columns = [Column("network", "network"), Column("cosine", "cosine", "", 6)]
     if result.metric is not None:
         columns.append(Column("metric", "metric", "", 6))
-    rows = tuple({"network": n, "cosine": s.cosine, "metric": s.metric} for n, s in result.stages.items())
+    if result.bench.dataset.labels is not None:
+        columns += [Column("top1", "top-1", "%", 2), Column("top5", "top-5", "%", 2)]
+    rows = tuple(_score_row(name, score) for name, score in result.stages.items())
     return Table(
         f"{result.bench.name} on {result.bench.target.name}: are the tables to blame?", tuple(columns), rows
     )
+
+
+def _score_row(name: str, score: Score) -> dict[str, object]:
+    row = {"network": name, "cosine": score.cosine, "metric": score.metric}
+    if score.accuracy is not None:
+        row |= {"top1": 100 * score.accuracy.top1, "top5": 100 * score.accuracy.top5}
+    return row
 
 
 def table_table(result: LutsResult) -> Table:
@@ -332,7 +353,7 @@ def summary(result: LutsResult) -> dict[str, Any]:
         "model": bench.name,
         "target": bench.target.name,
         "images": {"calibration": bench.calibration_samples, "inference": bench.inference_samples},
-        "stages": {name: vars(score) for name, score in result.stages.items()},
+        "stages": {name: score.to_json() for name, score in result.stages.items()},
         "tolerance": result.tolerance,
         "to_blame": result.to_blame,
         "guilty": list(result.blame.guilty),

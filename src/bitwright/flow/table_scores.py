@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bitwright.exporters.integer import lower
+from bitwright.flow.accuracy import Accuracy
 from bitwright.flow.bench import Bench
 from bitwright.flow.convert import QuantizedModel
 from bitwright.flow.model_source import import_object
@@ -26,15 +27,21 @@ from bitwright.search.simulated import SimulatedModel
 
 @dataclass(frozen=True)
 class Score:
-    """*cosine*: to the float network. *metric*: the user's, None without one. More is better."""
+    """*cosine*: to the float network. *metric*: the user's, None without one. More is better. *accuracy*: where labels are known."""
 
     cosine: float
     metric: float | None = None
+    accuracy: Accuracy | None = None
 
     @property
     def value(self) -> float:
         """What decides: the metric, else the cosine."""
         return self.cosine if self.metric is None else self.metric
+
+    def to_json(self) -> dict[str, float | None]:
+        """`cosine`, `metric`; `top1`, `top5` if known."""
+        found = {"cosine": self.cosine, "metric": self.metric}
+        return found if self.accuracy is None else {**found, **vars(self.accuracy)}
 
     def lost(self, other: Score) -> float:
         """What *other* has less than this."""
@@ -43,6 +50,15 @@ class Score:
     def exceeds(self, other: Score, tolerance: float) -> bool:
         """Whether *other* has less than this by more than *tolerance*, or one of them is NaN."""
         return not self.lost(other) <= tolerance
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of the network. *run*: by value names. *model*: as a user calls it. *key*: under which its score is kept, None: not."""
+
+    run: Run
+    model: nn.Module
+    key: tuple[int, frozenset[str]] | None = None
 
 
 class TableScores:
@@ -68,15 +84,27 @@ class TableScores:
 
     def score(self, plan: Plan, floating: Collection[str] = ()) -> Score:
         """The score of *plan* with all its tables in fixed point but those of the operators *floating*."""
+        return self.of(self.simulated(plan, floating))
+
+    def exact(self) -> Form:
+        """The float network."""
+        return Form(self.bench.evaluator.running(None), SimulatedModel(self.bench.graph, None))
+
+    def simulated(self, plan: Plan, floating: Collection[str] = ()) -> Form:
+        """*plan* (solved) with all its tables in fixed point but those of the operators *floating*."""
         tables = {n: t for n, t in self.tables(plan).items() if n not in floating}
+        graph = with_tables(self.bench.graph, tables)
+        reads = quantized_reads(graph, plan)
+        replay = Replay(graph)
         key = (id(plan), frozenset(tables))
-        if key not in self._known:
-            graph = with_tables(self.bench.graph, tables)
-            reads = quantized_reads(graph, plan)
-            replay = Replay(graph)
-            simulated = SimulatedModel(graph, plan)
-            self._known[key] = self.of(lambda inputs: replay.run(inputs, reads), simulated)
-        return self._known[key]
+        return Form(lambda inputs: replay.run(inputs, reads), SimulatedModel(graph, plan), key)
+
+    def integer(self, plan: Plan) -> Form:
+        """The integer model of *plan*, on ONNX Runtime."""
+        graph = self.bench.graph
+        lowered = lower(graph, plan, self.bench.target, self.tables(plan))
+        model = QuantizedModel.of(graph, plan, lowered.model)
+        return Form(model.outputs, model)
 
     def lost_alone(self, plan: Plan, name: str) -> float:
         """The mean loss of the network with the one table of the operator *name* in fixed point, against none: by true runs."""
@@ -93,14 +121,13 @@ class TableScores:
             rows.append(evaluator.similarity.losses(before, after)[0])
         return float(torch.cat(rows).mean())
 
-    def deployed(self, plan: Plan) -> Score:
-        """The score of the integer model of *plan*, on ONNX Runtime."""
-        graph = self.bench.graph
-        lowered = lower(graph, plan, self.bench.target, self.tables(plan))
-        model = QuantizedModel.of(graph, plan, lowered.model)
-        return self.of(model.outputs, model)
-
-    def of(self, run: Run, model: nn.Module) -> Score:
-        """The score of any network: *run* by value names, *model* as a user calls it."""
-        cosine = self.bench.evaluator.evaluate_run(run)
-        return Score(cosine, None if self._evaluate is None else measured(self._evaluate, model, self._where))
+    def of(self, form: Form) -> Score:
+        """The score of any form of the network, measured once if it has a key."""
+        if form.key is not None and form.key in self._known:
+            return self._known[form.key]
+        cosine = self.bench.evaluator.evaluate_run(form.run)
+        metric = None if self._evaluate is None else measured(self._evaluate, form.model, self._where)
+        found = Score(cosine, metric)
+        if form.key is not None:
+            self._known[form.key] = found
+        return found

@@ -129,10 +129,9 @@ class _Comparison:
         inputs = {name: batch[name] for name in self.inputs}
         first = next(iter(inputs.values()))
         samples = first.shape[0] if first.dim() else 1
-        device = first.device
         network = self.replay.run(inputs, keep=self.simulated_sides)
         simulation = self.replay.run(inputs, self.reads)
-        found = {k: torch.from_numpy(x).to(device) for k, x in self.literal.run(inputs).items()}
+        found = self.literal.tensors(inputs)
         self.literal_meter.add(network, simulation, found, samples=samples)
         self._add_default(inputs, network, simulation, samples)
         sides: Environment = {n: network[n] for n in self.simulated_sides} | dict(inputs)
@@ -148,11 +147,10 @@ class _Comparison:
         if self.default is None:
             return
         try:
-            found = self.default.run(inputs)
+            engine = self.default.tensors(inputs)
         except ModelError as e:
             self.default, self.default_meter.failure = None, e.found
             return
-        engine = {k: torch.from_numpy(x) for k, x in found.items()}
         self.default_meter.add(network, simulation, engine, samples=samples)
 
     # --- one group -------------------------------------------------------------------------------------------
