@@ -323,7 +323,7 @@ def test_the_report_shows_stages_curves_operators_and_the_proof(folder: Path) ->
     page = (out / "report.html").read_text()
     summary = json.loads((out / "summary.json").read_text())
 
-    for title in ("Loss of every epoch", "Top-1 after every epoch", "What each operator got", "Proof: ONNX"):
+    for title in ("Loss of every epoch", "Top-1 after every epoch", "What each operator got", "Proof, same"):
         assert title in page
     assert all(f">{stage}<" in page for stage in ("float", "calibrated", "trained", "converted"))
     assert all(f"{100 * top1:.2f}" in page for top1 in result.accuracy.values())
