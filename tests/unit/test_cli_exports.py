@@ -99,6 +99,17 @@ def test_what_is_float_is_said_with_its_reason(
     assert refused["softmax"] in report
 
 
+@pytest.mark.parametrize("verb", ["quantize", "luts"])
+def test_a_plan_that_cannot_be_read_is_refused_before_anything_is_computed(
+    bitwright: Command, model: Path, data: Path, tmp_path: Path, verb: str
+) -> None:
+    absent = tmp_path / "absent.json"
+    done = bitwright(verb, model, "--data", data, "--plan", absent, "-o", tmp_path / "out")
+
+    assert done.err == f"{done.error}\n"
+    assert f"{absent}: expected a plan in JSON" in done.error
+
+
 def test_a_plan_leaves_nothing_for_a_threshold_method_to_do(
     bitwright: Command, model: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -157,12 +157,11 @@ def open_bench(
     )
 
 
-def given_plan(bench: Bench, path: Path) -> Plan:
-    """The solved plan in the file *path*, of *bench*'s network and target. *raises* `PlanError` for one of another."""
-    plan = Plan.load(path)
+def check_plan(bench: Bench, plan: Plan, where: str | Path) -> None:
+    """*raises* `PlanError`, naming *where*, for a plan of another network or target than those of *bench*."""
     if plan.target != bench.target.name:
         raise PlanError(
-            str(path),
+            str(where),
             expected=f"a plan for the target {bench.target.name}",
             found=f"one for {plan.target}",
             remedy=f"Give --target {plan.target}, or a plan made for {bench.target.name}.",
@@ -170,12 +169,11 @@ def given_plan(bench: Bench, path: Path) -> Plan:
     odd = sorted(set(bench.plan.ops) ^ set(plan.ops))
     if odd:
         raise PlanError(
-            str(path),
+            str(where),
             expected=f"a plan of {bench.name}, with its {len(bench.plan.ops)} operators",
             found=f"one that differs in {len(odd)}, such as {odd[0]}",
             remedy="Give the model and the flags that it was made with, --export among them.",
         )
-    return plan
 
 
 def settings_loss(settings: Settings) -> Loss:

@@ -14,7 +14,7 @@ from bitwright.analysis.lut_blame import Blame, put_back
 from bitwright.errors import ModelError
 from bitwright.files import write_text
 from bitwright.flow.accuracy import accuracy_of
-from bitwright.flow.bench import Bench, given_plan, open_bench
+from bitwright.flow.bench import Bench, check_plan, open_bench
 from bitwright.flow.outputs import check_writable, versions, write_json, write_plan
 from bitwright.flow.progress import Silence, Watcher
 from bitwright.flow.ranking import note_unsketched
@@ -105,8 +105,11 @@ def run_luts(
     """
     settings, watcher = replace(settings or Settings(), tables=True), watcher or Silence()
     folder = check_writable(Path(output))
+    given = None if plan is None else Plan.load(Path(plan))
     bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
-    start = bench.plan if plan is None else given_plan(bench, Path(plan))
+    if given is not None:
+        check_plan(bench, given, str(plan))
+    start = given or bench.plan
     names = table_operators(bench.graph, start)
     if not names:
         raise ModelError(

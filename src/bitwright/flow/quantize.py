@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from bitwright.exporters.tpu_mlir import write_qtable
-from bitwright.flow.bench import Bench, given_plan, open_bench
+from bitwright.flow.bench import Bench, check_plan, open_bench
 from bitwright.flow.calibration import range_table, write_ranges
 from bitwright.flow.exports import Exports, for_exports, make_exports, reason_table, write_exports
 from bitwright.flow.outputs import (
@@ -28,6 +28,7 @@ from bitwright.flow.progress import Silence, Watcher
 from bitwright.flow.result import Stage, integer_stage, with_accuracy
 from bitwright.flow.settings import Settings
 from bitwright.graph.graph import Graph
+from bitwright.plan.plan import Plan
 from bitwright.report.page import Page, Section, write_page
 
 
@@ -62,10 +63,12 @@ def run_quantize(
     """
     settings, watcher = for_exports(settings or Settings()), watcher or Silence()
     folder = check_writable(Path(output))
+    given = None if plan is None else Plan.load(Path(plan))
     bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
     refusals = bench.plan.refusals
-    if plan is not None:
-        bench = replace(bench, plan=given_plan(bench, Path(plan)))
+    if given is not None:
+        check_plan(bench, given, str(plan))
+        bench = replace(bench, plan=given)
     watcher.stage("comparing with float")
     stages = {
         "float": Stage(None, 1.0),

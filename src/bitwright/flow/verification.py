@@ -15,7 +15,7 @@ from torch import nn
 
 from bitwright.calibrate.statistics import Statistics
 from bitwright.errors import ProofError
-from bitwright.flow.bench import Bench, batches_of, given_plan, open_bench, take
+from bitwright.flow.bench import Bench, batches_of, check_plan, open_bench, take
 from bitwright.flow.exports import INTEGER, PROOF_SAMPLES, for_exports, prove, read_exports
 from bitwright.flow.progress import Silence, Watcher
 from bitwright.flow.settings import Settings
@@ -139,8 +139,9 @@ def run_verify(
     """
     place, watcher = Path(folder), watcher or Silence()
     settings = for_exports(settings or Settings())
+    plan = Plan.load(place / "plan.json")
     bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
-    plan = given_plan(bench, place / "plan.json")
+    check_plan(bench, plan, place / "plan.json")
     models = read_exports(place, bench.name, settings.export)
     # The plan holds every dividing point: what this calibration saw must have no say.
     tables = build_tables(bench.graph, plan, Statistics()) if INTEGER in models else {}
