@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bitwright.cli.luts import verdict
-from bitwright.flow.luts import TableRow, most_suspicious_first, run_luts, score_table, table_table
+from bitwright.flow.luts import TableRow, most_suspicious_first, run_luts, score_table, table_table, verdict
 from bitwright.flow.settings import Settings
 from bitwright.flow.table_scores import Score
 from bitwright.numerics.lut import TableSettings
@@ -59,6 +58,7 @@ def test_where_quantization_costs_more_than_the_tables_the_verdict_says_so(tmp_p
     assert not found.to_blame
     assert "Quantization costs 0." in verdict(found)
     assert "try bitwright tune" in verdict(found)
+    assert "Quantization costs 0." in (tmp_path / "report.html").read_text()
     assert {"put_back", "guilty", "remedy"} <= {c.key for c in table_table(found).columns}
     shown = {c.key for c in table_table(found).without_empty().columns}
     assert not {"put_back", "guilty", "remedy"} & shown  # nothing was put back

@@ -124,12 +124,20 @@ def test_numbers_are_aligned_to_the_right_and_sorted_by_their_full_value() -> No
     found = outline(Section(losses(0.123456789, None)))
 
     cells = [(name, value) for tag, name, value in found.attributes if tag == "td"]
-    assert cells == [
+    assert [c for c in cells if c != ("class", "short")] == [
         ("class", "number"),
         ("data-sort", "0.123456789"),
         ("class", "number"),
         ("data-sort", ""),
     ]
+
+
+def test_only_long_texts_are_broken_into_lines() -> None:
+    """A remedy of five words took five lines beside columns of numbers."""
+    rows = ({"name": "range of the data only, 12 segments"}, {"name": "a long reason " * 5})
+    cells = outline(Section(Table("t", (NAME,), rows))).attributes
+
+    assert [value for tag, _, value in cells if tag == "td"] == ["short"]
 
 
 def test_a_column_of_words_and_numbers_is_text() -> None:

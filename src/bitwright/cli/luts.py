@@ -25,6 +25,7 @@ from bitwright.flow.luts import (
     score_table,
     summary,
     table_table,
+    verdict,
 )
 from bitwright.numerics.table_settings import MOST_SEGMENTS, STRATEGIES, TableSettings
 
@@ -137,24 +138,3 @@ def _print(found: LutsResult, folder: Path) -> None:
         print_table(remedy_table(found.remedies))
     print_files(folder, "report.html", "luts.csv", "remedies.csv", "plan.json", "summary.json")
     sys.stdout.flush()
-
-
-def verdict(found: LutsResult) -> str:
-    """The answers in words."""
-    lost = found.stages["float tables"].lost(found.stages["fixed tables"])
-    what = "metric" if found.metric is not None else "cosine"
-    if not found.to_blame:
-        said = f"Tables are not to blame: they cost {max(lost, 0.0):.6f} of the {what}, at most {found.tolerance:g} is tolerated."
-        exact, quantized = found.stages["float"], found.stages["float tables"]
-        if exact.exceeds(quantized, found.tolerance):
-            said += f" Quantization costs {exact.lost(quantized):.6f}: try bitwright tune."
-        return said
-    guilty = ", ".join(found.blame.guilty)
-    after = found.stages["float tables"].lost(found.stages["repaired"])
-    said = f"Tables are to blame: they cost {lost:.6f} of the {what}. Guilty: {guilty}."
-    if not found.blame.recovered:
-        said += " Even with all of them in float it does not recover: tables are not all."
-    said += f" After repair they cost {max(after, 0.0):.6f}."
-    if any(r.kept for r in found.remedies):
-        said += " plan.json has what helped: give it to bitwright quantize --plan."
-    return said

@@ -242,6 +242,27 @@ def _form(table: LookupTable) -> str:
 # --- what is written -------------------------------------------------------------------------------------------
 
 
+def verdict(result: LutsResult) -> str:
+    """The answers in words."""
+    lost = result.stages["float tables"].lost(result.stages["fixed tables"])
+    what = "metric" if result.metric is not None else "cosine"
+    if not result.to_blame:
+        said = f"Tables are not to blame: they cost {max(lost, 0.0):.6f} of the {what}, at most {result.tolerance:g} is tolerated."
+        exact, quantized = result.stages["float"], result.stages["float tables"]
+        if exact.exceeds(quantized, result.tolerance):
+            said += f" Quantization costs {exact.lost(quantized):.6f}: try bitwright tune."
+        return said
+    guilty = ", ".join(result.blame.guilty)
+    after = result.stages["float tables"].lost(result.stages["repaired"])
+    said = f"Tables are to blame: they cost {lost:.6f} of the {what}. Guilty: {guilty}."
+    if not result.blame.recovered:
+        said += " Even with all of them in float it does not recover: tables are not all."
+    said += f" After repair they cost {max(after, 0.0):.6f}."
+    if any(r.kept for r in result.remedies):
+        said += " plan.json has what helped: give it to bitwright quantize --plan."
+    return said
+
+
 def score_table(result: LutsResult) -> Table:
     """The answer to the first question: what tables cost."""
     columns = [Column("network", "network"), Column("cosine", "cosine", "", 6)]
@@ -267,6 +288,7 @@ def table_table(result: LutsResult) -> Table:
     columns = (
         Column("rank", "rank"),
         Column("name", "operator"),
+        Column("guilty", "guilty"),
         Column("kind", "function"),
         Column("form", "table"),
         Column("loss", "loss", "", 9),
@@ -274,7 +296,6 @@ def table_table(result: LutsResult) -> Table:
         Column("largest", "largest error", "steps", 3),
         Column("rms", "RMS error", "steps", 3),
         Column("put_back", "score with it and all above in float", "", 6),
-        Column("guilty", "guilty"),
         Column("remedy", "remedy"),
     )
     put_back_at = dict(result.blame.steps)
@@ -333,7 +354,7 @@ def _write(
         :_DRAWN
     ]
     sections = [
-        Section(score_table(result)),
+        Section(score_table(result), note=verdict(result)),
         Section(table_table(result).without_empty(), bar=("name", "loss")),
     ]
     if result.remedies:
@@ -359,6 +380,7 @@ def summary(result: LutsResult) -> dict[str, Any]:
         "stages": {name: score.to_json() for name, score in result.stages.items()},
         "tolerance": result.tolerance,
         "to_blame": result.to_blame,
+        "verdict": verdict(result),
         "guilty": list(result.blame.guilty),
         "put_back": [{"name": name, "score": score} for name, score in result.blame.steps],
         "recovered_with_guilty_in_float": result.blame.recovered,
