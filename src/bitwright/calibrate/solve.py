@@ -22,7 +22,7 @@ from bitwright.graph.op import Role
 from bitwright.numerics.affine import THRESHOLD_FLOOR, qparams_from_range
 from bitwright.numerics.spec import QParams, QuantSpec
 from bitwright.plan.plan import OpEntry, Plan, ValueEntry
-from bitwright.plan.reads import width
+from bitwright.plan.reads import masked_groups, width
 from bitwright.plan.target import Precision, Target
 
 #: A shift-only target lowers its shift while more than this share of the biases overflow (docs/numerics.md §5.3).
@@ -51,7 +51,7 @@ class Solver:
         """
         while True:
             values = self._activation_entries(plan)
-            refused = self._masked_groups(plan, values)
+            refused = masked_groups(self.graph, plan, self._infinite)
             values, unfit = self._weight_entries(plan, values)
             refused.update(unfit)
             if not refused:
@@ -79,17 +79,6 @@ class Solver:
                 q = self._constant(name, width(self.graph, plan, name))
             values[name] = replace(entry, qparams=q)
         return values
-
-    def _masked_groups(self, plan: Plan, values: Mapping[str, ValueEntry]) -> dict[str, str]:
-        """Quantized groups that write or read a value holding infinity: group -> reason."""
-        refused: dict[str, str] = {}
-        for name, entry in values.items():
-            if entry.qparams is None and name in self._infinite:
-                value = self.graph.value(name)
-                touching = [r.op for r in value.readers] + ([value.producer] if value.producer else [])
-                why = f"value {name} holds infinity (a mask); to quantize this, give masks as numbers not much larger than the scores, such as -50"
-                refused.update({plan.ops[op].group: why for op in touching if _quantized(plan.ops[op])})
-        return refused
 
     def activation(self, name: str, method: str, precision: Precision) -> QParams:
         """Parameters of activation *name* by threshold *method*."""

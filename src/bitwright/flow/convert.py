@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from bitwright.calibrate.biases import bias_entry
 from bitwright.calibrate.statistics import Statistics
-from bitwright.errors import DataError, ModelError, PlanError
+from bitwright.errors import DataError, PlanError
 from bitwright.exporters.integer import lower
 from bitwright.exporters.onnx_float import save_model
 from bitwright.exporters.onnx_qdq import export_qdq
@@ -33,7 +33,7 @@ from bitwright.runtime.proof import Proof
 from bitwright.runtime.session import Session
 from bitwright.runtime.verify import verify
 from bitwright.train.fake_quants import Quantizer
-from bitwright.train.prepared import Place, PreparedModel, prepared_in
+from bitwright.train.prepared import Place, PreparedModel, check_float32, prepared_in
 from bitwright.train.states import FakeQuantState
 
 
@@ -55,20 +55,9 @@ def decided(model: nn.Module) -> Decided:
     """
     prepared = prepared_in(model)
     prepared.check_unchanged()
-    _check_float32(prepared)
+    check_float32(prepared)
     _check_calibrated(prepared)
     return _Decision(prepared).made()
-
-
-def _check_float32(prepared: PreparedModel) -> None:
-    wrong = [(n, p.dtype) for n, p in prepared.named_parameters() if p.dtype is not torch.float32]
-    if wrong:
-        raise ModelError(
-            wrong[0][0],
-            expected="float32 parameters, from which scales are exact",
-            found=str(wrong[0][1]),
-            remedy="Call model.float(); for faster training use torch.autocast instead of .half() or .bfloat16().",
-        )
 
 
 def _check_calibrated(prepared: PreparedModel) -> None:

@@ -24,6 +24,7 @@ from bitwright.ops.recurrent import StackedRecurrent
 from bitwright.plan.assign import assign
 from bitwright.plan.plan import LEARNED, Plan
 from bitwright.plan.qconfig import QconfigSetter, as_setters
+from bitwright.plan.reads import masked_groups
 from bitwright.plan.setters import default_qat_qconfig_setter
 from bitwright.plan.target import Precision, Target, load_target
 from bitwright.rewrite.decompose_attention import decompose_attention
@@ -31,7 +32,7 @@ from bitwright.rewrite.decompose_composites import decompose_composites
 from bitwright.rewrite.fold_batchnorm import fold_batchnorm
 from bitwright.train.batchnorm import BatchNormMode, check_mode, freeze_batchnorm
 from bitwright.train.insert import Wishes, insert_quantizers
-from bitwright.train.prepared import PreparedModel
+from bitwright.train.prepared import PreparedModel, check_float32
 
 
 def prepare(
@@ -86,14 +87,7 @@ def prepare(
 
 def _check_parameters(model: nn.Module) -> None:
     """*raises* `ModelError` for parameters that are not float32, and for weights that are computed at every call."""
-    wrong = [(n, p.dtype) for n, p in model.named_parameters() if p.dtype is not torch.float32]
-    if wrong:
-        raise ModelError(
-            wrong[0][0],
-            expected="float32 parameters",
-            found=str(wrong[0][1]),
-            remedy="Call model.float(); for faster training use torch.autocast.",
-        )
+    check_float32(model)
     for path, module in model.named_modules():
         hooks = [type(h).__name__ for h in module._forward_pre_hooks.values()]
         if hasattr(module, "parametrizations") or {"WeightNorm", "SpectralNorm"} & set(hooks):
@@ -216,13 +210,7 @@ def _plan(folded: Graph, target: Target, choices: Mapping[str, Choice], infinite
         name: "float" if c.qconfig is None else c.qconfig.precision for name, c in choices.items()
     }
     plan = assign(folded, target, asked=asked, method=LEARNED)
-    touching: dict[str, str] = {}
-    for name in infinite & plan.values.keys():
-        value = folded.value(name)
-        ops = [r.op for r in value.readers] + ([value.producer] if value.producer else [])
-        why = f"value {name} holds infinity (a mask); to quantize this, give masks as numbers not much larger than the scores, such as -50"
-        touching.update({plan.ops[op].group: why for op in ops if plan.ops[op].precision != "float"})
-    for group, why in touching.items():
+    for group, why in masked_groups(folded, plan, infinite).items():
         plan = plan.with_precision([group], "float", why)
     return _with_reasons(plan, asked)
 

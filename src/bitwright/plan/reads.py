@@ -6,7 +6,7 @@ none: a graph input), only quantized readers see a quantized copy. Weights and b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
 from bitwright.graph.graph import OUTPUT, Graph, Value
@@ -16,6 +16,8 @@ from bitwright.numerics.spec import QParams
 from bitwright.plan.plan import Plan
 from bitwright.plan.target import Precision
 
+#: What to do about infinity in masks.
+GIVE_MASKS = "give masks as numbers not much larger than the scores, such as -50"
 #: Inputs in these roles are read quantized by quantized operators.
 _READ_QUANTIZED = {Role.ACTIVATION, Role.WEIGHT, Role.BIAS}
 
@@ -43,6 +45,18 @@ def reads_of_group(graph: Graph, plan: Plan, members: Iterable[str]) -> Reads:
         if q is not None:
             reads.update(dict.fromkeys(read_edges(graph.value(name), inside.__contains__), q))
     return reads
+
+
+def masked_groups(graph: Graph, plan: Plan, infinite: Collection[str]) -> dict[str, str]:
+    """Quantized groups that write or read one of the values *infinite*, for which no code stands: group -> reason."""
+    found: dict[str, str] = {}
+    for name in plan.values:
+        if name in infinite:
+            why = f"value {name} holds infinity (a mask); to quantize this, {GIVE_MASKS}"
+            value = graph.value(name)
+            ops = [r.op for r in value.readers] + ([value.producer] if value.producer else [])
+            found.update({plan.ops[op].group: why for op in ops if is_quantized(plan, op)})
+    return found
 
 
 def read_edges(value: Value, quantized: Callable[[str], bool]) -> list[tuple[str, str]]:

@@ -181,6 +181,18 @@ def quantizers_of(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
     return ((path, m) for path, m in model.named_modules() if isinstance(m, Quantizer))
 
 
+def check_float32(model: nn.Module) -> None:
+    """*raises* `ModelError` for a parameter of *model* that is not float32: of others no scale is exact."""
+    wrong = [(n, p.dtype) for n, p in model.named_parameters() if p.dtype is not torch.float32]
+    if wrong:
+        raise ModelError(
+            wrong[0][0],
+            expected="float32 parameters, from which scales are exact",
+            found=str(wrong[0][1]),
+            remedy="Call model.float(); for faster training use torch.autocast instead of .half() or .bfloat16().",
+        )
+
+
 def prepared_in(model: nn.Module) -> PreparedModel:
     """The prepared model that *model* is or merely wraps (DDP, averaging, compilation). *raises* `ModelError` otherwise."""
     inner = model

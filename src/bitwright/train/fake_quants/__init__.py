@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bitwright.errors import DataError, PlanError
 from bitwright.numerics.affine import Limits
 from bitwright.numerics.spec import QParams, QuantSpec
+from bitwright.plan.reads import GIVE_MASKS
 from bitwright.registry import Registry
 from bitwright.train.observers import Observer
 from bitwright.train.states import FakeQuantState, ModeNotice
@@ -113,7 +114,7 @@ class Quantizer(nn.Module, ABC):
                 f"value {self.value}",
                 expected="finite numbers to calibrate on",
                 found="NaN or infinity",
-                remedy="Check the calibration data; give masks as numbers not much larger than the scores, such as -50; or set qconfig = None there.",
+                remedy=f"Check the calibration data; {GIVE_MASKS}; or set qconfig = None there.",
             )
         if rectified and (self.adopts_data or not self.observer.sees_extremes):
             grouped, rectified = grouped.relu(), False
