@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from bitwright.data import ImageOptions as ImageOptions
     from bitwright.data import open_data as open_data
     from bitwright.errors import BitwrightError as BitwrightError
+    from bitwright.exporters.integer import export_integer as export_integer
+    from bitwright.exporters.integer import lower as lower
     from bitwright.exporters.onnx_float import export_float as export_float
     from bitwright.exporters.onnx_qdq import export_qdq as export_qdq
     from bitwright.flow.calibration import run_calibration as run_calibration
@@ -150,6 +152,7 @@ _HOMES = {
     "explain": "search.interactions",
     "export": "flow.convert",
     "export_float": "exporters.onnx_float",
+    "export_integer": "exporters.integer",
     "export_qdq": "exporters.onnx_qdq",
     "fold_batchnorm": "rewrite.fold_batchnorm",
     "freeze_batchnorm": "train.batchnorm",
@@ -158,6 +161,7 @@ _HOMES = {
     "load_observer_params": "train.control",
     "load_onnx": "importers.from_onnx",
     "load_target": "plan.target",
+    "lower": "exporters.integer",
     "measure_sensitivity": "search.sensitivity",
     "open_data": "data",
     "prepare": "flow.prepare",

@@ -96,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
     except BitwrightError as e:
         return _fail(e, f"error: {e}")
     except KeyboardInterrupt as e:
-        return _fail(e, f"interrupted. {e}" if str(e) else "interrupted. Nothing was written.")
+        return _fail(e, f"interrupted. {e}" if str(e) else "interrupted. No file was left half-written.")
     except BrokenPipeError:
         # Whoever read our output has seen enough; nothing may be flushed into the closed pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -53,12 +53,15 @@ class IntegerModel:
         return Table("Accumulators: no sum can overflow", columns, rows)
 
 
-def lower(graph: Graph, plan: Plan, target: Target, tables: Mapping[str, LookupTable]) -> IntegerModel:
-    """*graph* in integers. *graph*: composite operators taken apart; *plan*: solved; *tables*: operator -> its table.
+def lower(
+    graph: Graph, plan: Plan, target: Target, tables: Mapping[str, LookupTable] | None = None
+) -> IntegerModel:
+    """*graph* in integers. *graph*: composite operators taken apart; *plan*: solved; *tables*: operator -> its table (`build_tables`),
+    without which an operator that needs one stays float.
 
     *raises* `ModelError` if an operator that stays float cannot be written as ONNX.
     """
-    lowering = Lowering(graph, plan, target, tables)
+    lowering = Lowering(graph, plan, target, tables or {})
     write(lowering)
     properties = {"bitwright.target": plan.target, ISLANDS_KEY: json.dumps(lowering.islands)}
     model = signed(lowering.writer.model(), properties)
@@ -66,7 +69,7 @@ def lower(graph: Graph, plan: Plan, target: Target, tables: Mapping[str, LookupT
 
 
 def export_integer(
-    graph: Graph, plan: Plan, target: Target, tables: Mapping[str, LookupTable]
+    graph: Graph, plan: Plan, target: Target, tables: Mapping[str, LookupTable] | None = None
 ) -> onnx.ModelProto:
     """As `lower`, the model alone; its metadata list the islands."""
     return lower(graph, plan, target, tables).model
