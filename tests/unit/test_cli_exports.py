@@ -110,14 +110,14 @@ def test_a_plan_that_cannot_be_read_is_refused_before_anything_is_computed(
     assert f"{absent}: expected a plan in JSON" in done.error
 
 
+@pytest.mark.parametrize("verb", ["quantize", "luts"])
 def test_a_plan_leaves_nothing_for_a_threshold_method_to_do(
-    bitwright: Command, model: Path, data: Path, tmp_path: Path
+    bitwright: Command, model: Path, data: Path, tmp_path: Path, verb: str
 ) -> None:
     flags = ("--data", data, "--method", "kl", "--plan", tmp_path / "plan.json", "-o", tmp_path)
 
-    assert "--method: expected a flag of quantize --plan; found one that it has no use for" in (
-        bitwright("quantize", model, *flags).error
-    )
+    said = f"--method: expected a flag of {verb} --plan; found one that it has no use for"
+    assert said in bitwright(verb, model, *flags).error
 
 
 # --- a folder that is used again ---------------------------------------------------------------------------------

@@ -71,6 +71,14 @@ def test_data_that_have_moved_are_named_by_a_flag(bitwright: Command, written: P
     assert bitwright("verify", written, "--data", moved, "-q").status == 0
 
 
+def test_nothing_is_calibrated_again(bitwright: Command, written: Path) -> None:
+    done = bitwright("verify", written)
+
+    assert done.status == 0
+    assert "proving on ONNX Runtime" in done.err
+    assert "calibrating" not in done.err
+
+
 def test_calibration_data_may_be_gone(bitwright: Command, model: Path, data: Path, tmp_path: Path) -> None:
     """The plan holds all thresholds and dividing points."""
     calibration = tmp_path / "calibration.npz"

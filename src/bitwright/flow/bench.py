@@ -1,4 +1,4 @@
-"""`Bench`: a model made ready, its data, its statistics: what every job starts from."""
+"""`Bench`: a model made ready, its data, its statistics: what every job starts from. `Subject`: the same before calibration."""
 
 from __future__ import annotations
 
@@ -41,17 +41,23 @@ BATCH = 8
 
 
 @dataclass(frozen=True)
-class Bench:
-    """A prepared graph with its data, target and solved all-quantized plan."""
+class Subject:
+    """A prepared graph with its data, target and all-quantized plan."""
 
     name: str
     graph: Graph
     target: Target
     dataset: Dataset
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Bench(Subject):
+    """A subject that was calibrated: its plan is solved."""
+
     statistics: Statistics
     solver: Solver
     evaluator: Evaluator
-    plan: Plan
     #: Of the calibration data; what was measured with thresholds from other data is not resumed from.
     calibration_digest: str
     calibration_samples: int
@@ -106,6 +112,29 @@ def prepared(graph: Graph, *, tables: bool = False) -> Graph:
     return ready
 
 
+def open_subject(
+    model: str | Path | nn.Module | Graph,
+    data: object,
+    settings: Settings,
+    watcher: Watcher,
+    *,
+    example_inputs: Any = None,
+) -> Subject:
+    """Read and prepare. *raises* the errors of each stage, cheap checks first."""
+    target = load_target(settings.target)
+    for method in (settings.method, *settings.methods):
+        parse_method(method)
+    device = usable_device(settings.device)
+    watcher.stage("reading the model")
+    name, captured = read_model(model, example_inputs, input_shapes=settings.input_shapes)
+    graph = prepared(captured, tables=settings.tables or target.tables).to(device)
+    plan = assign(graph, target, method=settings.method)
+    _check_float32(graph, plan)
+    if captured.info.opaque:
+        watcher.note(f"kept float, no operator of ours: {', '.join(captured.info.opaque)}")
+    return Subject(name, graph, target, open_dataset(graph, data, settings), plan)
+
+
 def open_bench(
     model: str | Path | nn.Module | Graph,
     data: object,
@@ -115,26 +144,15 @@ def open_bench(
     example_inputs: Any = None,
 ) -> Bench:
     """Read, prepare, calibrate and solve. *raises* the errors of each stage, cheap checks first."""
-    target = load_target(settings.target)
-    for method in (settings.method, *settings.methods):
-        parse_method(method)
-    device = usable_device(settings.device)
-    watcher.stage("reading the model")
-    name, captured = read_model(model, example_inputs, input_shapes=settings.input_shapes)
-    graph = prepared(captured, tables=settings.tables or target.tables).to(device)
-    wished = assign(graph, target, method=settings.method)
-    _check_float32(graph, wished)
-    if captured.info.opaque:
-        watcher.note(f"kept float, no operator of ours: {', '.join(captured.info.opaque)}")
-    dataset = open_dataset(graph, data, settings)
-    source = dataset
+    subject = open_subject(model, data, settings, watcher, example_inputs=example_inputs)
+    graph, dataset = subject.graph, subject.dataset
+    device, source = usable_device(settings.device), dataset
     if settings.calibration_data is not None:
         source = open_dataset(graph, settings.calibration_data, replace(settings, labels=None))
     chosen = take(graph, source, settings.input_num, settings.seed)
     images = take(graph, dataset, settings.inference_num, settings.seed)
     statistics, digest = _calibrated(graph, chosen, device, watcher)
-    solver = Solver(graph, target, statistics)
-    plan = solver.solve(wished)
+    solver = Solver(graph, subject.target, statistics)
     similarity = Similarity(
         settings.output_weights,
         settings.post_process,
@@ -143,34 +161,34 @@ def open_bench(
     )
     evaluator = Evaluator(graph, lambda size: _batches(graph, images, size, device), similarity)
     return Bench(
-        name,
+        subject.name,
         graph,
-        target,
+        subject.target,
         dataset,
+        solver.solve(subject.plan),
         statistics,
         solver,
         evaluator,
-        plan,
         digest,
         statistics.samples,
         len(images),
     )
 
 
-def check_plan(bench: Bench, plan: Plan, where: str | Path) -> None:
-    """*raises* `PlanError`, naming *where*, for a plan of another network or target than those of *bench*."""
-    if plan.target != bench.target.name:
+def check_plan(subject: Subject, plan: Plan, where: str | Path) -> None:
+    """*raises* `PlanError`, naming *where*, for a plan of another network or target than those of *subject*."""
+    if plan.target != subject.target.name:
         raise PlanError(
             str(where),
-            expected=f"a plan for the target {bench.target.name}",
+            expected=f"a plan for the target {subject.target.name}",
             found=f"one for {plan.target}",
-            remedy=f"Give --target {plan.target}, or a plan made for {bench.target.name}.",
+            remedy=f"Give --target {plan.target}, or a plan made for {subject.target.name}.",
         )
-    odd = sorted(set(bench.plan.ops) ^ set(plan.ops))
+    odd = sorted(set(subject.plan.ops) ^ set(plan.ops))
     if odd:
         raise PlanError(
             str(where),
-            expected=f"a plan of {bench.name}, with its {len(bench.plan.ops)} operators",
+            expected=f"a plan of {subject.name}, with its {len(subject.plan.ops)} operators",
             found=f"one that differs in {len(odd)}, such as {odd[0]}",
             remedy="Give the model and the flags that it was made with, --export among them.",
         )
@@ -260,7 +278,7 @@ def _batches(
         yield {name: x.to(device) for name, x in batch.items()}
 
 
-def batches_of(bench: Bench, dataset: Dataset, size: int = BATCH) -> Iterable[Mapping[str, Tensor]]:
-    """Batches of *dataset* on the bench's device."""
-    device = next(bench.graph.parameters(), torch.empty(0)).device
-    return _batches(bench.graph, dataset, size, device)
+def batches_of(subject: Subject, dataset: Dataset, size: int = BATCH) -> Iterable[Mapping[str, Tensor]]:
+    """Batches of *dataset* on the subject's device."""
+    device = next(subject.graph.parameters(), torch.empty(0)).device
+    return _batches(subject.graph, dataset, size, device)

@@ -14,7 +14,7 @@ from bitwright.exporters.integer import IntegerModel, lower
 from bitwright.exporters.onnx_float import save_model
 from bitwright.exporters.onnx_qdq import export_qdq
 from bitwright.files import remove, write_text
-from bitwright.flow.bench import Bench, batches_of, take
+from bitwright.flow.bench import Bench, Subject, batches_of, take
 from bitwright.flow.progress import Watcher
 from bitwright.flow.settings import Export, Settings
 from bitwright.flow.tables import build_tables, settled
@@ -77,7 +77,7 @@ def make_exports(
 
 
 def prove(
-    bench: Bench,
+    subject: Subject,
     plan: Plan,
     models: Mapping[str, onnx.ModelProto],
     tables: Mapping[str, LookupTable],
@@ -90,16 +90,16 @@ def prove(
 
     *raises* `ProofError` unless told not to *check*.
     """
-    samples = take(bench.graph, bench.dataset, PROOF_SAMPLES, settings.seed)
+    samples = take(subject.graph, subject.dataset, PROOF_SAMPLES, settings.seed)
     compare = verify if check else measure
     proofs = {}
     for name, model in models.items():
         kind = "integers" if name == INTEGER else "Q/DQ pairs"
         watcher.stage(f"proving on ONNX Runtime ({kind})", len(samples))
-        graph = with_tables(bench.graph, tables) if name == INTEGER and tables else bench.graph
+        graph = with_tables(subject.graph, tables) if name == INTEGER and tables else subject.graph
         try:
             proofs[name] = compare(
-                graph, plan, model, batches_of(bench, samples, 4), progress=watcher.advance
+                graph, plan, model, batches_of(subject, samples, 4), progress=watcher.advance
             )
         except ProofError as e:
             raise ProofError(

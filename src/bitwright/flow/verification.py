@@ -15,7 +15,7 @@ from torch import nn
 
 from bitwright.calibrate.statistics import Statistics
 from bitwright.errors import ProofError
-from bitwright.flow.bench import Bench, batches_of, check_plan, open_bench, take
+from bitwright.flow.bench import Subject, batches_of, check_plan, open_subject, take
 from bitwright.flow.exports import INTEGER, PROOF_SAMPLES, for_exports, prove, read_exports
 from bitwright.flow.progress import Silence, Watcher
 from bitwright.flow.settings import Settings
@@ -140,30 +140,30 @@ def run_verify(
     place, watcher = Path(folder), watcher or Silence()
     settings = for_exports(settings or Settings())
     plan = Plan.load(place / "plan.json")
-    bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
-    check_plan(bench, plan, place / "plan.json")
-    models = read_exports(place, bench.name, settings.export)
-    # The plan holds every dividing point: what this calibration saw must have no say.
-    tables = build_tables(bench.graph, plan, Statistics()) if INTEGER in models else {}
-    proofs = prove(bench, plan, models, tables, settings, watcher, check=False)
-    checks = _table_checks(bench, plan, models[INTEGER], tables, settings, watcher) if tables else ()
+    subject = open_subject(model, data, settings, watcher, example_inputs=example_inputs)
+    check_plan(subject, plan, place / "plan.json")
+    models = read_exports(place, subject.name, settings.export)
+    # The plan holds every dividing point: nothing is calibrated again.
+    tables = build_tables(subject.graph, plan, Statistics()) if INTEGER in models else {}
+    proofs = prove(subject, plan, models, tables, settings, watcher, check=False)
+    checks = _table_checks(subject, plan, models[INTEGER], tables, settings, watcher) if tables else ()
     return Verified(proofs, checks)
 
 
 def _table_checks(
-    bench: Bench,
+    subject: Subject,
     plan: Plan,
     model: onnx.ModelProto,
     tables: Mapping[str, LookupTable],
     settings: Settings,
     watcher: Watcher,
 ) -> tuple[TableCheck, ...]:
-    samples = take(bench.graph, bench.dataset, PROOF_SAMPLES, settings.seed)
+    samples = take(subject.graph, subject.dataset, PROOF_SAMPLES, settings.seed)
     watcher.stage("comparing tables with functions", len(samples))
-    functions = {name: _function(bench, name) for name in tables}
+    functions = {name: _function(subject, name) for name in tables}
     exact = {name: exact_table(functions[name], table) for name, table in tables.items()}
-    graph = with_tables(bench.graph, exact)
-    proof = measure(graph, plan, model, batches_of(bench, samples, 4), progress=watcher.advance)
+    graph = with_tables(subject.graph, exact)
+    proof = measure(graph, plan, model, batches_of(subject, samples, 4), progress=watcher.advance)
     groups = {plan.ops[name].group: name for name in tables}
     return tuple(
         TableCheck(difference, tables[name].error(functions[name])[0])
@@ -172,8 +172,8 @@ def _table_checks(
     )
 
 
-def _function(bench: Bench, op: str) -> RealFunction:
-    function = bench.graph.op(op).table_function()
+def _function(subject: Subject, op: str) -> RealFunction:
+    function = subject.graph.op(op).table_function()
     assert function is not None
     return function
 
