@@ -33,7 +33,7 @@ from bitwright import (
 )
 from bitwright.plan.qconfig import UniformQconfigSetter
 
-EPOCHS = 2
+EPOCHS = 3
 CALIBRATION = {
     "int8": default_calibration_qconfig_setter,
     "int4 weights": calibration_4bit_weight_8bit_act_qconfig_setter,
