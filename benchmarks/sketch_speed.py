@@ -99,6 +99,7 @@ def verified(bench: Bench) -> list[Sensitivity]:
         rows,
         lambda names: measure_sensitivity(bench.evaluator, bench.plan, solve, groups=names),
         count=Settings().verify,
+        early=list(bench.plan.groups),
     )
 
 

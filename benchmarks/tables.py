@@ -208,8 +208,52 @@ def lut_table() -> str:
     return "\n".join(lines)
 
 
+INTEGER = {
+    "resnet20_generic-int8": "ResNet-20, `generic-int8`, 400 pictures",
+    "mobilenetv2_generic-int8": "MobileNetV2, `generic-int8`, 400 pictures",
+    "cct_journey6": "CCT, `journey6`, 400 pictures",
+    "kwt1_journey6": "KWT-1, `journey6`, 300 clips",
+}
+
+
+def integer_table() -> str:
+    """The integer model of the classifiers: agreement, accuracy, size, time."""
+    lines = [
+        "| network, target | operators, tables | largest step | top-1 float, fake-quant, tables, integer | only fake-quant, only integer right | p | size: Q/DQ, integer | time: Q/DQ, integer (rescale) |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, title in INTEGER.items():
+        r = read(f"integer_{name}")
+        top1 = ", ".join(f"{v:.2f}" for v in r["top1"].values())
+        pair, size, time = r["paired_with_fake_quant"], r["bytes"], r["latency"]
+        lines.append(
+            f"| {title} | {r['operators']}, {r['tables']} | {r['largest_difference_steps']} | {top1} | "
+            f"{pair['only_fake_quant']}, {pair['only_integer']} | {pair['p']:.2g} | {size['qdq'] / size['float']:.2f}, "
+            f"{size['integer_ratio']:.2f} | {time['qdq_ratio']:.1f}×, {time['integer_ratio']:.1f}× ({time['rescale_share']:.0%}) |"
+        )
+    return "\n".join(lines)
+
+
+def recalibrated_table() -> str:
+    """Fake quantization and integers under other calibrations."""
+    lines = [
+        "| network, target | calibrations × samples | only fake-quant, only integer right: each | all | net loss, points | p |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, title in INTEGER.items():
+        r = read(f"integer_{name}")["recalibrated"]
+        each = "; ".join(f"{c['only_fake_quant']}, {c['only_integer']}" for c in r["calibrations"])
+        count = len(r["calibrations"])
+        lines.append(
+            f"| {title.rpartition(',')[0]} | {count} × {r['samples'] // count} | {each} | "
+            f"{r['only_fake_quant']}, {r['only_integer']} | {r['net_loss_points']:.2f} | {r['p']:.2g} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
-    print(lut_table(), end="\n\n")
+    for table in (lut_table, integer_table, recalibrated_table):
+        print(table(), end="\n\n")
     for table in (sketch_speed_table, tune_table, prediction_table, quality_table):
         print(table(), end="\n\n")
     for name in ("accuracy_mobilenetv2", "accuracy_kwt1", "accuracy_kwt1_clean"):

@@ -97,7 +97,7 @@ class SearchFlags:
         typer.Option(
             metavar="N",
             min=0,
-            help="Most sensitive operators that sketch+verify measures exactly.",
+            help="Most sensitive operators that sketch+verify measures exactly, with the network's first 4.",
             rich_help_panel=_SEARCH,
         ),
     ] = _DEFAULT.verify

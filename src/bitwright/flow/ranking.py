@@ -62,7 +62,7 @@ def rank(bench: Bench, settings: Settings, folder: Path, watcher: Watcher) -> Ra
     note_unsketched(watcher, unreachable)
     verified = settings.verify if settings.search_method == "sketch+verify" else 0
     if verified or unreachable:
-        rows = verify_top(rows, exact, count=verified, always=list(unreachable))
+        rows = verify_top(rows, exact, count=verified, early=groups, always=list(unreachable))
     return Ranking(tuple(rows), sketch, unreachable)
 
 

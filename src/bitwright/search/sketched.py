@@ -11,6 +11,8 @@ from bitwright.plan.reads import reads_of_group
 from bitwright.search.error_sketch import ErrorSketch
 from bitwright.search.sensitivity import Sensitivity
 
+#: Groups at the beginning of a network that are measured with the top ones: there a sketch sees least of an error.
+EARLY = 4
 #: Measures some groups exactly: their rows.
 Exact = Callable[[Collection[str]], Sequence[Sensitivity]]
 
@@ -49,15 +51,22 @@ def unreachable_groups(sketch: ErrorSketch, plan: Plan) -> dict[str, str]:
 
 
 def verify_top(
-    rows: Sequence[Sensitivity], exact: Exact, *, count: int, always: Collection[str] = ()
+    rows: Sequence[Sensitivity],
+    exact: Exact,
+    *,
+    count: int,
+    early: Sequence[str] = (),
+    always: Collection[str] = (),
 ) -> list[Sensitivity]:
-    """*rows* with the *count* most sensitive groups, and those of *always*, measured exactly, and ranked anew.
+    """*rows* with the *count* most sensitive groups measured exactly, and ranked anew; with them those of *always*, of which the
+    sketch knows nothing, and the first of *early*, up to `EARLY` or *count*.
 
     A group that comes up into the first *count* as others fall is measured too, until all of them are (at most as many again).
     """
     by_name = {r.name: r for r in rows}
-    known, budget = set[str](), 2 * count + len(always)
-    wanted = [*dict.fromkeys([*always, *(r.name for r in rows[:count])])]
+    sure = [*always, *early[: min(EARLY, count)]]
+    known, budget = set[str](), 2 * count + len(sure)
+    wanted = [*dict.fromkeys([*sure, *(r.name for r in rows[:count])])]
     while wanted and len(known) < budget:
         for row in exact(wanted):
             sketched = by_name[row.name].sketched
