@@ -146,27 +146,24 @@ def quality_table() -> str:
 
 
 def training_table() -> str:
-    """Top-1 of float, float control, calibrated and trained (mean over seeds), with the share that training recovers."""
-    runs = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("qat_[0-9].json"))]
+    """Top-1 of the float control, calibrated and trained (mean over seeds), with the share that training recovers."""
     kinds = {"fake_quant": "plain", "lsq": "LSQ", "pact": "PACT"}
-    control = mean(r["float_control"] for r in runs)
     lines = [
-        f"float {runs[0]['float']:.2f} %; fine-tuned in float for the same {runs[0]['epochs']} epochs (control, mean of {len(runs)} seeds) {control:.2f} %.",
-        "",
-        "| | calibrated | trained | top-1 (%), mean | each seed | converted, mean | recovery |",
-        "|---|--:|---|--:|---|--:|--:|",
+        "| weights | epochs | float, control | calibrated | trained | top-1 (%), mean | each seed | converted, mean | recovery |",
+        "|---|--:|--:|--:|---|--:|---|--:|--:|",
     ]
-    for width in ("int8", "int4 weights"):
-        rows = [r[width] for r in runs if width in r]
-        room = mean(r["float_control"] - r[width]["ptq"] for r in runs if width in r)
+    for width in ("int8", "int4"):
+        runs = [json.loads(p.read_text()) for p in sorted(RESULTS.glob(f"qat_{width}_[0-9].json"))]
+        control, ptq = mean(r["float_control"] for r in runs), mean(r["ptq"] for r in runs)
         for kind, title in kinds.items():
-            top1, ptq = mean(r[kind] for r in rows), mean(r["ptq"] for r in rows)
+            top1 = mean(r[kind] for r in runs)
             # Where calibration loses less than half a point there is nothing to recover.
-            share = "–" if room < 0.5 else f"{(top1 - ptq) / room:.0%}"
-            each = ", ".join(f"{r[kind]:.2f}" for r in rows)
-            converted = mean(r[f"{kind}_converted"] for r in rows)
+            share = "–" if control - ptq < 0.5 else f"{(top1 - ptq) / (control - ptq):.0%}"
+            each = ", ".join(f"{r[kind]:.2f}" for r in runs)
+            converted = mean(r[f"{kind}_converted"] for r in runs)
             lines.append(
-                f"| {width} | {ptq:.2f} | {title} | {top1:.2f} | {each} | {converted:.2f} | {share} |"
+                f"| {width} | {runs[0]['epochs']} | {runs[0]['float']:.2f}, {control:.2f} | {ptq:.2f} | {title} | "
+                f"{top1:.2f} | {each} | {converted:.2f} | {share} |"
             )
     return "\n".join(lines)
 
