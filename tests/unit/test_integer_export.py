@@ -75,7 +75,7 @@ def computed(low: Lowering, name: str) -> np.ndarray:  # type: ignore[type-arg]
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**31), size=st.sampled_from([8, 20, 31, 42]), dtype=st.sampled_from([INT8, UINT8, INT16, UINT16]),
-    exponents=st.lists(st.integers(-40, 3), min_size=4, max_size=4), power=st.booleans(),
+    exponents=st.lists(st.integers(-40, 3), min_size=4, max_size=4), power=st.booleans(), channels=st.sampled_from([4, 20]),
 )  # fmt: skip
 def test_onnx_runtime_rescales_as_the_reference(
     rounding: Rounding,
@@ -86,18 +86,21 @@ def test_onnx_runtime_rescales_as_the_reference(
     dtype: DType,
     exponents: list[int],
     power: bool,
+    channels: int,
 ) -> None:
+    """The constants of few channels are stored; those of many are computed in the file."""
     random = np.random.default_rng(seed)
     low, op = bare(form, bits)
-    mantissa = np.ones(4) if power else random.uniform(0.5, 1.0, 4) * random.choice([-1, 1], 4)
+    mantissa = (
+        np.ones(channels) if power else random.uniform(0.5, 1.0, channels) * random.choice([-1, 1], channels)
+    )
     q = codes(dtype, 0.37, int(random.integers(dtype.qmin, dtype.qmax + 1)), rounding)
-    scale = q.scale[0] * mantissa * 2.0 ** np.array(exponents)
-    zero = random.integers(-(2**7), 2**7, 4).astype(np.float64)
+    units = 2.0 ** np.tile(exponents, channels // 4)
+    scale = q.scale[0] * mantissa * units
+    zero = random.integers(-(2**7), 2**7, channels).astype(np.float64)
     top = 1 << (size - 1)
-    n = random.integers(-top, top, (50, 4))
-    n[:8] = np.rint(zero + (np.arange(8)[:, None] - 4) / 2 * 2.0 ** -np.array(exponents)).clip(
-        -top, top - 1
-    )  # ties
+    n = random.integers(-top, top, (50, channels))
+    n[:8] = np.rint(zero + (np.arange(8)[:, None] - 4) / 2 / units).clip(-top, top - 1)  # ties
     carrier = "int32" if size <= 31 else "int64"
     x = Integer(low.constant(n.astype(carrier)), carrier, scale, zero, -top, top - 1)  # type: ignore[arg-type]
 
@@ -120,6 +123,17 @@ def test_a_sum_so_large_that_its_rescale_would_be_coarse_is_refused() -> None:
     assert tuple(int(v) for v in multiplier_of(low, power, codes(INT16, 0.01))) == (1, 30)
 
 
+@pytest.mark.parametrize("top, ratio", [(1 << 60, 0.75), (1 << 61, 0.5), (1 << 66, 0.5)])
+def test_an_exact_ratio_is_refused_too_where_the_product_does_not_fit(top: int, ratio: float) -> None:
+    """3 · 2^60 is above the 2^61 that the offset takes for granted."""
+    low, _ = bare()
+    q = codes(INT8, 0.37)
+    x = Integer("sum", "int64", np.array(q.scale[0] * ratio), np.zeros(()), -top, top)
+
+    with pytest.raises(NumericsError, match="which leaves 0"):
+        multiplier_of(low, x, q)
+
+
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 1.0, 2.0])
 def test_a_constant_between_two_codes_counts_where_scales_are_powers_of_two(ratio: float) -> None:
     """x + 1.3 codes with the multiplier 1: the constant was once rounded to 1 code, half of a step too little."""
@@ -132,6 +146,57 @@ def test_a_constant_between_two_codes_counts_where_scales_are_powers_of_two(rati
 
     expected = np.rint((n + 1.3) * ratio) + 3
     assert (computed(low, requantize(low, op, x, q).name) == expected.clip(-128, 127)).all()
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+def test_a_constant_counts_beside_a_channel_that_is_nearly_dead(channels: int) -> None:
+    """The longest shift of all once left no bits for constants between two codes, which then were rounded to one."""
+    low, op = bare()
+    q = codes(INT16, 0.37, 3)
+    n = np.arange(-60, 60)[:, None].repeat(channels, 1)
+    ratio, zero = np.full(channels, 0.25), np.linspace(-1.7, 1.7, channels)
+    ratio[0] = 2.0**-61
+    x = Integer(low.constant(n.astype(np.int32)), "int32", q.scale[0] * ratio, zero, -60, 59)
+
+    expected = np.rint((n - zero) * ratio) + 3
+    assert (computed(low, requantize(low, op, x, q).name) == expected).all()
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+@pytest.mark.parametrize("zero, bound, error", [(-1.9, 1 << 60, 2.0**-3), (2.0**28 + 0.9, 1 << 29, 2.0**-12)])
+def test_constants_of_many_channels_are_stored_where_computing_them_is_coarse(
+    zero: float, bound: int, error: float, channels: int
+) -> None:
+    """No room left for bits behind the point: in the accumulator, which leaves a rounding at s = 2, and in 32 bits of a zero."""
+    low, op = bare()
+    q = codes(INT8, 0.37)
+    n = np.arange(-60, 60)[:, None].repeat(channels, 1) + np.int64(zero)
+    scale, zeros = np.full(channels, q.scale[0] * 0.25), np.full(channels, zero)
+    x = Integer(low.constant(n), "int64", scale, zeros, -bound, bound - 1)
+
+    apart = computed(low, requantize(low, op, x, q).name) - (n - zero) * 0.25
+    assert np.abs(apart).max() <= 0.5 + error
+
+
+class Level(nn.Module):
+    """A constant without axes, computed from another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("level", torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.level.sigmoid()
+
+
+@pytest.mark.parametrize("target", ["generic-int8", "journey6"])
+def test_a_constant_without_axes_may_be_computed(target: str) -> None:
+    """NumPy's number in place of an array once ended the whole export."""
+    _, _, model, proof = lowered(Level(), ((2, 3),), target, "int8")
+
+    assert not model.islands
+    assert [d.steps for d in proof.per_op] == [0] * len(proof.per_op)
+    assert proof.per_op
 
 
 class Gram(nn.Module):

@@ -110,6 +110,22 @@ def test_what_others_read_of_a_block_is_one_of_its_results() -> None:
     assert list(functions[0].output) == ["y", "y_2"]
 
 
+def test_what_a_body_of_control_flow_reads_is_one_of_its_results() -> None:
+    bodies = {
+        f"{branch}_branch": helper.make_graph(
+            [helper.make_node(op_type, ["b_1"], [branch])],
+            branch,
+            [],
+            [helper.make_tensor_value_info(branch, onnx.TensorProto.FLOAT, None)],
+        )
+        for branch, op_type in (("then", "Abs"), ("else", "Sqrt"))
+    }
+    reader = helper.make_node("If", ["condition"], ["d"], **bodies)
+    nodes, _ = outline([*chain("a", "b"), reader], [Block("Sum", 0, 2)], ["b", "d"])
+
+    assert list(nodes[0].output) == ["b_1", "b"]
+
+
 def test_a_block_of_one_node_stays_a_node() -> None:
     nodes, functions = outline(chain("a", "b"), [Block("Sum", 0, 1)], ["b"])
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from bitwright.exporters.edit import fresh_name
+from bitwright.exporters.edit import fresh_name, reads_of
 from bitwright.plan.code_names import move_codes
 
 #: Where the functions of an integer model live.
@@ -118,7 +118,7 @@ def outlined(
     functions = _Functions(opset, literals, roles)
     readers: dict[str, list[int]] = {}
     for i, node in enumerate(nodes):
-        for name in node.input:
+        for name in reads_of(node):
             readers.setdefault(name, []).append(i)
     found: list[onnx.NodeProto] = []
     done = 0

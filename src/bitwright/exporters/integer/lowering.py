@@ -96,8 +96,8 @@ class Lowering:
         if q is None:
             return to_numpy(x).astype(np.float64)
         scale, zero = (to_numpy(t).astype(np.float64) for t in (q.scale_tensor(x), q.zero_point_tensor(x)))
-        found: Reals = (to_numpy(quantize(x, q)).astype(np.float64) - zero) * scale
-        return found
+        # NumPy makes arithmetic of arrays without axes a number, which is no array.
+        return np.asarray((to_numpy(quantize(x, q)).astype(np.float64) - zero) * scale)
 
     def constant_codes(self, codes: Tensor, q: QParams) -> Integer:
         """Stored *codes* under *q*."""

@@ -69,7 +69,9 @@ def multiplier_of(low: Lowering, x: Integer, q: QParams) -> tuple[Integers, Inte
     room = ROOM[64] - x.bound.bit_length()
     needed = min(bits, q.spec.dtype.bits + _SPARE)
     m, s = multipliers_and_shifts(ratio if powers is None else powers, max(2, min(bits, room)))
-    if room < needed and powers is None and (m * 2.0**-s != ratio).any():
+    is_exact = powers is not None or bool((m * 2.0**-s == ratio).all())
+    fits = x.bound * int(np.abs(m).max()) < 1 << ROOM[64]
+    if not fits or (room < needed and not is_exact):
         raise NumericsError(
             x.name,
             expected=f"a sum that leaves {needed} of 61 bits for the multiplier of its rescale",
@@ -145,6 +147,8 @@ def _fraction_bits(x: Integer, m: Integers, s: Integers, *, narrow: bool) -> int
         return None
     if (x.zero == np.rint(x.zero)).all() and np.abs(x.zero).max() < 1 << 31:
         return 0
+    if s.min() < _ZERO_BITS:  # division would drop up to a whole 2^-s steps
+        return None
     largest, product = float(np.abs(x.zero).max()), float((np.abs(x.zero) * np.abs(m)).max())
     bits = min(30 - math.frexp(largest)[1], (29 if narrow else ROOM[64]) - math.frexp(product)[1])
     error = float((np.abs(m) * 2.0**-s).max()) * 2.0 ** -(bits + 1)
@@ -222,9 +226,10 @@ def _fine_enough(x: Integer, m: Integers, s: Integers) -> tuple[Integers, Intege
     """The same ratios in units that hold zero · m, which becomes an integer: after a shift by s it errs by up to 2^-(s + 1) steps."""
     if (x.zero == np.rint(x.zero)).all():
         return m, s
-    room = min(ROOM[64] - (x.bound * int(np.abs(m).max())).bit_length(), MAX_SHIFT - int(s.max()))
-    more = max(0, min(_ZERO_BITS - int(s.min()), room))
-    return m << more, s + more
+    # By channel: one that is nearly dead has the longest shift, and would leave the others no room.
+    room = np.minimum(ROOM[64] - np.frexp(x.bound * np.abs(m))[1], MAX_SHIFT - s)
+    more = np.maximum(np.minimum(_ZERO_BITS - s, room), 0)
+    return np.asarray(m << more), np.asarray(s + more)
 
 
 def _narrowed(low: Lowering, x: Integer, q: QParams, lowest: int, highest: int) -> Integer:
