@@ -5,7 +5,7 @@
 All on the same samples: the float network, the fake-quantized one, the one with look-up tables, and the integer model in ONNX
 Runtime. Differences of accuracy are paired (McNemar's exact test). Latency: one sample, one thread, the fastest of 50 runs.
 One flipped rounding spreads, so that which samples turn out right is partly chance: fake quantization and integers are compared
-again under thresholds from different halves of the calibration samples, and the pairs added up.
+again under thresholds from N different halves of the calibration samples, and the pairs added up.
 """
 
 from __future__ import annotations
@@ -229,14 +229,15 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=["resnet20", "mobilenetv2"])
     parser.add_argument("--target", default="generic-int8")
     parser.add_argument("--samples", type=int, default=400)
-    parser.add_argument("--calibrations", type=int, default=5)
+    parser.add_argument("--calibrations", type=int, default=0)
     asked = parser.parse_args()
     load = loader()
     for name in asked.networks:
         network = resnet20(load) if name == "resnet20" else NETWORKS[name](load)
         settings = Settings(target=asked.target, input_num=0, inference_num=8, tables=True)
         found = measured(opened(network, settings), asked.samples)
-        found["recalibrated"] = recalibrated(network, settings, asked.samples, asked.calibrations)
+        if asked.calibrations:
+            found["recalibrated"] = recalibrated(network, settings, asked.samples, asked.calibrations)
         save(
             f"integer_{name}_{asked.target}",
             {"model": name, "target": asked.target, "samples": asked.samples, **found},

@@ -225,8 +225,8 @@ def integer_table() -> str:
         pair, size, time = r["paired_with_fake_quant"], r["bytes"], r["latency"]
         lines.append(
             f"| {title} | {r['operators']}, {r['tables']} | {r['largest_difference_steps']} | {top1} | "
-            f"{pair['only_fake_quant']}, {pair['only_integer']} | {pair['p']:.2g} | {size['qdq'] / size['float']:.2f}, "
-            f"{size['integer_ratio']:.2f} | {time['qdq_ratio']:.1f}×, {time['integer_ratio']:.1f}× ({time['rescale_share']:.0%}) |"
+            f"{pair['only_fake_quant']}, {pair['only_integer']} | {pair['p']:.2g} | {size['qdq'] / size['float']:.3f}, "
+            f"{size['integer_ratio']:.3f} | {time['qdq_ratio']:.1f}×, {time['integer_ratio']:.1f}× ({time['rescale_share']:.0%}) |"
         )
     return "\n".join(lines)
 
@@ -238,7 +238,9 @@ def recalibrated_table() -> str:
         "|---|--:|--:|--:|--:|--:|",
     ]
     for name, title in INTEGER.items():
-        r = read(f"integer_{name}")["recalibrated"]
+        r = read(f"integer_{name}").get("recalibrated")
+        if r is None:
+            continue
         each = "; ".join(f"{c['only_fake_quant']}, {c['only_integer']}" for c in r["calibrations"])
         count = len(r["calibrations"])
         lines.append(
