@@ -2,7 +2,7 @@
 
     python -m benchmarks.qat [int8 | int4] [SEED ...]
 
-Writes one file per width and seed (default: int8, where little is lost, with one seed; int4 weights, which need more steps, with three).
+Writes one file per width and seed (default: int8, where little is lost, with one seed; int4 weights with three).
 Any fine-tuning on these pictures gains points, so what training recovers is measured against a float network that was
 fine-tuned with the same pictures, steps, rates and seed: recovery = (QAT - PTQ) / (float control - PTQ).
 """
@@ -33,7 +33,7 @@ from bitwright import (
 from bitwright.plan.qconfig import UniformQconfigSetter
 
 #: Width of the weights -> epochs, seeds, how calibration is set.
-EPOCHS = {"int8": 2, "int4": 3}
+EPOCHS = {"int8": 2, "int4": 2}
 SEEDS = {"int8": [0], "int4": [0, 1, 2]}
 CALIBRATION = {
     "int8": default_calibration_qconfig_setter,
