@@ -14,7 +14,7 @@ from bitwright.cli.options import DataFlags, Model, PlanFile, QuantizeFlags, Res
 from bitwright.cli.printing import print_json, print_table
 from bitwright.cli.results import print_files
 from bitwright.cli.search_options import Evaluate, SearchFlags
-from bitwright.cli.settings import refuse_unused, settings_of
+from bitwright.cli.settings import refuse_method, settings_of
 from bitwright.cli.signature import flat
 from bitwright.errors import UnknownName
 from bitwright.flow.luts import (
@@ -113,8 +113,7 @@ def run(
     with job(folder, quiet=result.quiet) as watcher:
         search = SearchFlags(inference_num=tables.inference_num)
         if tables.plan is not None:
-            is_given = quantize.method != QuantizeFlags().method
-            refuse_unused("luts --plan", SearchFlags(), **{"--method": is_given})
+            refuse_method("luts --plan", quantize)
         found = run_luts(
             model,
             data.data,

@@ -7,8 +7,7 @@ from bitwright.cli.options import DataFlags, ExportFlag, Model, PlanFile, Quanti
 from bitwright.cli.printing import print_json, print_table
 from bitwright.cli.record import record_of
 from bitwright.cli.results import EXPORT_FILES, print_exports, print_files
-from bitwright.cli.search_options import SearchFlags
-from bitwright.cli.settings import refuse_unused, settings_of
+from bitwright.cli.settings import refuse_method, settings_of
 from bitwright.cli.signature import flat
 from bitwright.flow.exports import RECORD
 from bitwright.flow.outputs import FLOATS, stage_table
@@ -44,8 +43,7 @@ def run(
     with job(folder, quiet=result.quiet) as watcher:
         settings = settings_of(data, quantize, export=export)
         if plan is not None:
-            is_given = quantize.method != QuantizeFlags().method
-            refuse_unused("quantize --plan", SearchFlags(), **{"--method": is_given})
+            refuse_method("quantize --plan", quantize)
         made = run_quantize(model, data.data, output=folder, settings=settings, watcher=watcher, plan=plan)
         record_of(model, quantize, data, export).save(folder)
     if result.json:

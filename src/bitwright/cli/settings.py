@@ -84,6 +84,11 @@ def refuse_unused(job: str, search: SearchFlags, *fields: str, **given: bool) ->
         )
 
 
+def refuse_method(job: str, quantize: QuantizeFlags) -> None:
+    """*raises* `DataError` if a threshold method was given to *job*, whose plan has all thresholds."""
+    refuse_unused(job, SearchFlags(), **{"--method": quantize.method != QuantizeFlags().method})
+
+
 def _methods(text: str) -> tuple[str, SearchMethod]:
     """`kl,sketch` as (threshold method, how operators are measured)."""
     words = _listed(text)
