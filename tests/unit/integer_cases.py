@@ -13,13 +13,18 @@ from bitwright.calibrate.collect import collect
 from bitwright.calibrate.solve import Solver
 from bitwright.calibrate.statistics import Statistics
 from bitwright.exporters.integer import IntegerModel, lower
+from bitwright.exporters.integer.lowering import Lowering
 from bitwright.flow.tables import build_tables
 from bitwright.graph.graph import Graph
+from bitwright.graph.op import Op
 from bitwright.importers.from_torch import capture
+from bitwright.numerics.dtype import DType
+from bitwright.numerics.rounding import Rounding
+from bitwright.numerics.spec import QParams, QuantSpec
 from bitwright.ops.table import with_tables
 from bitwright.plan.assign import assign
 from bitwright.plan.plan import Plan
-from bitwright.plan.target import Precision, load_target
+from bitwright.plan.target import Precision, RescaleRule, load_target
 from bitwright.rewrite.decompose_composites import decompose_composites
 from bitwright.runtime.proof import Proof
 from bitwright.runtime.session import Session
@@ -62,3 +67,33 @@ def run_alone(model: onnx.ModelProto, name: str, inputs: dict[str, np.ndarray]) 
     del made.graph.output[:]
     made.graph.output.add(name=name)
     return Session(made, optimisation="disabled").run(inputs)[name]
+
+
+class _Twice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sigmoid() + x
+
+
+TWICE = _Twice()
+
+
+def bare(form: str = "float", bits: int = 31) -> tuple[Lowering, Op]:
+    """A lowering to write single nodes with."""
+    graph, statistics, _ = calibrated(TWICE, ((2, 3),))
+    target = load_target("generic-int8").model_copy(
+        update={"rescale": RescaleRule(form=form, multiplier_bits=bits)}
+    )
+    plan = Solver(graph, target, statistics).solve(assign(graph, target))
+    low = Lowering(graph, plan, target, {})
+    low.writer.begin_edge("test")
+    return low, next(iter(graph.ops))
+
+
+def codes(dtype: DType, scale: float, zero: int = 0, rounding: Rounding = Rounding.HALF_EVEN) -> QParams:
+    """Parameters of one scale, a float32 number as files carry it."""
+    return QParams(QuantSpec(dtype, zero == 0, None, rounding), (float(np.float32(scale)),), (zero,))
+
+
+def computed(low: Lowering, name: str) -> np.ndarray:  # type: ignore[type-arg]
+    """What the nodes written with *low* compute as *name*."""
+    return run_alone(low.writer.model(), name, {"x": np.zeros((2, 3), np.float32)})

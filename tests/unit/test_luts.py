@@ -7,10 +7,12 @@ import json
 import math
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from bitwright.flow.luts import TableRow, most_suspicious_first, run_luts, score_table, table_table, verdict
+from bitwright.flow.luts import most_suspicious_first, run_luts
+from bitwright.flow.luts_result import LutsResult, TableRow, score_table, table_table, verdict
 from bitwright.flow.settings import Settings
 from bitwright.flow.table_scores import Score
 from bitwright.numerics.lut import TableSettings
@@ -78,6 +80,7 @@ class _TwoNorms(nn.Module):
 
 
 _BOTH_OR_NOTHING = """
+import pytest
 import torch
 
 def score(model):
@@ -122,6 +125,48 @@ def test_two_tables_that_each_spoil_the_metric_are_both_mended(tmp_path: Path) -
     assert [(r["name"], r["remedy"]) for r in rows] == [(n, found.outcomes[n]) for n, _ in found.blame.steps]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [s["score"] for s in summary["put_back"]] == [0, 1]
+
+
+_PRESSES_CTRL_C = """
+from pathlib import Path
+
+def score(model):
+    calls = Path({folder!r}) / "calls"
+    seen = calls.read_text() if calls.exists() else ""
+    calls.write_text(seen + ".")
+    if len(seen) == 3:
+        raise KeyboardInterrupt
+    return float(model({inputs}).abs().mean() < 0)
+"""
+
+
+def test_scores_of_an_interrupted_run_are_not_measured_again(tmp_path: Path) -> None:
+    """A user's metric may take minutes, and dozens of networks are measured."""
+    code = _PRESSES_CTRL_C.format(folder=str(tmp_path), inputs="__import__('torch').ones(1, 16)")
+    (tmp_path / "metric.py").write_text(code)
+
+    def run(folder: str) -> LutsResult:
+        torch.manual_seed(0)
+        return run_luts(
+            _TwoNorms().eval(),
+            list(torch.randn(8, 16).split(1)),
+            output=tmp_path / folder,
+            settings=Settings(target="journey6", evaluate=f"{tmp_path / 'metric.py'}:score"),
+            example_inputs=torch.randn(1, 16),
+        )
+
+    state = tmp_path / "out" / "luts_state.json"
+    with pytest.raises(KeyboardInterrupt):
+        run("out")
+    assert len(json.loads(state.read_text())["measured"]) == 3
+    resumed = run("out")
+    assert (tmp_path / "calls").read_text() == "." * 5  # three, the interrupted one, and that again
+    assert not state.exists()
+
+    (tmp_path / "calls").write_text("." * 9)
+    assert {n: vars(s) for n, s in run("anew").stages.items()} == {
+        n: vars(s) for n, s in resumed.stages.items()
+    }
 
 
 def test_a_score_that_is_no_number_is_worse_than_any() -> None:

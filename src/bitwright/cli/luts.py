@@ -13,20 +13,12 @@ from bitwright.cli.job import job
 from bitwright.cli.options import DataFlags, Model, PlanFile, QuantizeFlags, ResultFlags
 from bitwright.cli.printing import print_json, print_table
 from bitwright.cli.results import print_files
-from bitwright.cli.search_options import Evaluate, SearchFlags
+from bitwright.cli.search_options import Evaluate, SaveState, SearchFlags
 from bitwright.cli.settings import refuse_method, settings_of
 from bitwright.cli.signature import flat
 from bitwright.errors import UnknownName
-from bitwright.flow.luts import (
-    TOLERANCE,
-    LutsResult,
-    remedy_table,
-    run_luts,
-    score_table,
-    summary,
-    table_table,
-    verdict,
-)
+from bitwright.flow.luts import TOLERANCE, run_luts
+from bitwright.flow.luts_result import LutsResult, remedy_table, score_table, summary, table_table, verdict
 from bitwright.numerics.table_settings import MOST_SEGMENTS, STRATEGIES, TableSettings
 
 HELP = """Find out whether look-up tables lose accuracy, which of them, and what to do about it.
@@ -86,6 +78,7 @@ class TableFlags:
     inference_num: Annotated[
         int, typer.Option(metavar="N", min=0, help="Samples to compare on; 0: all.", rich_help_panel=_TABLES)
     ] = SearchFlags().inference_num
+    save_state: SaveState = None
 
     def settings(self) -> TableSettings | None:
         """What the flags say of tables; None if they say nothing. *raises* `UnknownName`."""
@@ -110,8 +103,8 @@ def run(
 ) -> int:
     """Parse, find, print. *returns* the exit status."""
     folder = result.folder(model, quantize.target)
-    with job(folder, quiet=result.quiet) as watcher:
-        search = SearchFlags(inference_num=tables.inference_num)
+    with job(folder, quiet=result.quiet, save_state=tables.save_state) as watcher:
+        search = SearchFlags(inference_num=tables.inference_num, save_state=tables.save_state)
         if tables.plan is not None:
             refuse_method("luts --plan", quantize)
         found = run_luts(

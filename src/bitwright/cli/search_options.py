@@ -22,6 +22,15 @@ Evaluate = Annotated[
     ),
 ]
 
+SaveState = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="File that an interrupted search is resumed from. Default: a file in the output folder.",
+        rich_help_panel=_SEARCH,
+    ),
+]
+
 
 @dataclass(frozen=True)
 class SearchFlags:
@@ -137,11 +146,4 @@ class SearchFlags:
             rich_help_panel=_SEARCH,
         ),
     ] = None
-    save_state: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="File that an interrupted search is resumed from. Default: a file in the output folder.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = None
+    save_state: SaveState = None

@@ -22,6 +22,8 @@ from bitwright.search.state import SearchState, search_key
 
 #: The search whose measurements are a user's metric of whole plans.
 METRIC_SEARCH = "metric"
+#: The one whose measurements are scores of plans with some tables in fixed point.
+TABLE_SEARCH = "luts"
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ def open_state(
         "weights": dict(settings.output_weights),
         "post_process": settings.post_process_source,
     }
-    if search == METRIC_SEARCH and settings.evaluate is not None:
+    if search in (METRIC_SEARCH, TABLE_SEARCH) and settings.evaluate is not None:
         asked["evaluate"] = source_text(settings.evaluate)
     state = SearchState(path, search_key(bench.graph, bench.evaluator.chunks(), asked))
     if state.resumed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -23,6 +25,7 @@ from bitwright.plan.reads import quantized_reads
 from bitwright.search.evaluator import Run
 from bitwright.search.metric import Evaluate, measured
 from bitwright.search.simulated import SimulatedModel
+from bitwright.search.state import SearchState
 
 
 @dataclass(frozen=True)
@@ -54,18 +57,18 @@ class Score:
 
 @dataclass(frozen=True)
 class Form:
-    """A form of the network. *run*: by value names. *model*: as a user calls it. *key*: under which its score is kept, None: not."""
+    """A form of the network. *run*: by value names. *model*: as a user calls it. *key*: under which its score is kept."""
 
     run: Run
     model: nn.Module
-    key: tuple[int, frozenset[str]] | None = None
+    key: str
 
 
 class TableScores:
-    """Scores of plans of *bench*, with tables in fixed point or put back to float."""
+    """Scores of plans of *bench*, with tables in fixed point or put back to float. *state*: scores measured before; new ones are added."""
 
-    def __init__(self, bench: Bench, settings: Settings) -> None:
-        self.bench = bench
+    def __init__(self, bench: Bench, settings: Settings, state: SearchState | None = None) -> None:
+        self.bench, self._state = bench, state or SearchState(None, "")
         self._where = f"--evaluate {settings.evaluate}"
         self._evaluate: Evaluate | None = None
         if settings.evaluate is not None:
@@ -73,7 +76,6 @@ class TableScores:
         #: By the plan's identity; the plan is kept so that no other can have it.
         self._tables: dict[int, tuple[Plan, dict[str, LookupTable]]] = {}
         self._made: dict[TableKey, LookupTable] = {}
-        self._known: dict[tuple[int, frozenset[str]], Score] = {}
 
     def tables(self, plan: Plan) -> dict[str, LookupTable]:
         """The tables of *plan* (solved). Each is built once, however many plans have it."""
@@ -88,7 +90,7 @@ class TableScores:
 
     def exact(self) -> Form:
         """The float network."""
-        return Form(self.bench.evaluator.running(None), SimulatedModel(self.bench.graph, None))
+        return Form(self.bench.evaluator.running(None), SimulatedModel(self.bench.graph, None), "float")
 
     def simulated(self, plan: Plan, floating: Collection[str] = ()) -> Form:
         """*plan* (solved) with all its tables in fixed point but those of the operators *floating*."""
@@ -96,7 +98,7 @@ class TableScores:
         graph = with_tables(self.bench.graph, tables)
         reads = quantized_reads(graph, plan)
         replay = Replay(graph)
-        key = (id(plan), frozenset(tables))
+        key = _key("simulated", plan, tables)
         return Form(lambda inputs: replay.run(inputs, reads), SimulatedModel(graph, plan), key)
 
     def integer(self, plan: Plan) -> Form:
@@ -104,10 +106,16 @@ class TableScores:
         graph = self.bench.graph
         lowered = lower(graph, plan, self.bench.target, self.tables(plan))
         model = QuantizedModel.of(graph, plan, lowered.model)
-        return Form(model.outputs, model)
+        return Form(model.outputs, model, _key("integer", plan, self.tables(plan)))
 
     def lost_alone(self, plan: Plan, name: str) -> float:
         """The mean loss of the network with the one table of the operator *name* in fixed point, against none: by true runs."""
+        key = _key("alone", plan, [name])
+        if key not in self._state:
+            self._state.put(key, self._lost_alone(plan, name))
+        return float(self._state.get(key))
+
+    def _lost_alone(self, plan: Plan, name: str) -> float:
         evaluator, graph = self.bench.evaluator, self.bench.graph
         with_one = with_tables(graph, {name: self.tables(plan)[name]})
         plain, changed = Replay(graph), Replay(with_one)
@@ -122,12 +130,14 @@ class TableScores:
         return float(torch.cat(rows).mean())
 
     def of(self, form: Form) -> Score:
-        """The score of any form of the network, measured once if it has a key."""
-        if form.key is not None and form.key in self._known:
-            return self._known[form.key]
-        cosine = self.bench.evaluator.evaluate_run(form.run)
-        metric = None if self._evaluate is None else measured(self._evaluate, form.model, self._where)
-        found = Score(cosine, metric)
-        if form.key is not None:
-            self._known[form.key] = found
-        return found
+        """The score of any form of the network, measured once."""
+        if form.key not in self._state:
+            cosine = self.bench.evaluator.evaluate_run(form.run)
+            metric = None if self._evaluate is None else measured(self._evaluate, form.model, self._where)
+            self._state.put(form.key, [cosine, metric])
+        return Score(*self._state.get(form.key))
+
+
+def _key(form: str, plan: Plan, tables: Collection[str]) -> str:
+    """What a score is kept under: the contents of the plan, its tables' settings among them, and which tables are in fixed point."""
+    return hashlib.sha256(json.dumps([form, plan.to_json(), sorted(tables)]).encode()).hexdigest()

@@ -30,9 +30,9 @@ from bitwright.search.steps import behind_steps
 #: Probes of each output unless told otherwise.
 PROBES = 4
 #: Activations, local errors and gradients of one chunk of samples may take this much memory.
-SKETCH_BYTES = 384 * 2**20
+SKETCH_BYTES = 1024 * 2**20
 #: Larger chunks bring no speed.
-SKETCH_SAMPLES = 16
+SKETCH_SAMPLES = 32
 
 
 class ErrorSketch:

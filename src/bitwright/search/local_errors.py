@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bitwright.graph.op import Role
+from bitwright.graph.graph import OUTPUT, Graph
+from bitwright.graph.op import Op, Role
 from bitwright.graph.replay import Reads
 from bitwright.graph.tape import Tap, Tape
 from bitwright.numerics.affine import fake_quantize
 from bitwright.numerics.spec import QParams
+from bitwright.ops.clip import Clip
+from bitwright.ops.unary import Unary
 from bitwright.search.evaluator import Evaluator
 from bitwright.search.sketch_file import Unit
 
 #: Quantized constants of one read are kept for the next chunk up to this size in all.
 _KEPT_ELEMENTS = 2 * 2**20
+#: An operator of so many multiply-accumulates for each element of its output is run again for every unit of what it reads.
+_CHEAP_MACS = 32
 
 
 @dataclass(frozen=True)
@@ -129,12 +135,28 @@ class LocalErrors:
 
     def _add_activation(self, read: _ReadUnits) -> None:
         value, reader = read.value, read.reader
+        way = [] if reader == OUTPUT else way_behind_activation(self._graph, reader, self._base)
         key = (value, id(self._base.get((value, reader))), tuple(id(q) for q in read.qparams))
+        if way:
+            made, changed = self._carried(way, value, self._quantized(read))
+            errors = self._stacked(made, changed, self._tape.values[made].detach())
+            self._add((made, None), made, read.places, errors)
+            return
         if key not in self._made:  # readers of one value mostly ask for the same
-            x = self._tape.values[value].detach()
-            changed = [x if q is None else fake_quantize(x, q) for q in read.qparams]
-            self._made[key] = self._stacked(value, changed, self._tape.seen[(value, reader)].detach())
+            clean = self._tape.seen[(value, reader)].detach()
+            self._made[key] = self._stacked(value, self._quantized(read), clean)
         self._add((value, reader), value, read.places, self._made[key])
+
+    def _quantized(self, read: _ReadUnits) -> list[Tensor]:
+        x = self._tape.values[read.value].detach()
+        return [x if q is None else fake_quantize(x, q) for q in read.qparams]
+
+    def _carried(self, way: Sequence[Op], value: str, changed: list[Tensor]) -> tuple[str, list[Tensor]]:
+        """What the operators of *way* make of the *changed* forms of *value*: the name of their result, and its forms."""
+        for op in way:
+            changed = [self._replay.apply(op.name, self._tape.saw, {value: x})[0] for x in changed]
+            value = op.outputs[0]
+        return value, changed
 
     # --- constants -------------------------------------------------------------------------------------------
 
@@ -177,3 +199,32 @@ class LocalErrors:
 def _rows(x: Tensor, batch_axis: int | None, samples: int) -> Tensor:
     """`[samples, elements]`."""
     return (x if batch_axis is None else x.movedim(batch_axis, 0)).reshape(samples, -1)
+
+
+def way_behind_activation(graph: Graph, reader: str, base: Reads) -> list[Op]:
+    """The operators from *reader* to the next activation function, itself among them; none if there is none that alone reads what *reader*
+    makes, or if the way is not cheap.
+
+    An error before an activation function switches on what was off, which a gradient at clean values does not see; behind it, it is
+    part of the error.
+    """
+    op = graph.op(reader)
+    if _is_activation(graph, op):
+        return [op]
+    value = graph.value(op.outputs[0])
+    if value.is_output or len(value.readers) != 1 or len(op.outputs) != 1 or not _is_cheap(graph, op):
+        return []
+    after = graph.op(value.readers[0].op)
+    return [op, after] if _is_activation(graph, after) and (value.name, after.name) not in base else []
+
+
+def _is_activation(graph: Graph, op: Op) -> bool:
+    return isinstance(op, Clip | Unary) and not op.passthrough and graph.value(op.outputs[0]).info.is_float
+
+
+def _is_cheap(graph: Graph, op: Op) -> bool:
+    made = graph.value(op.outputs[0]).info.shape
+    if made is None:
+        return False
+    read = [None if n is None else graph.value(n).info.shape for n in graph.op_inputs(op.name)]
+    return op.macs(read, [made]) <= _CHEAP_MACS * math.prod(made)
