@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
 from bitwright.search.error_sketch import ErrorSketch, effective_reads
 from bitwright.search.evaluator import Evaluator
-from bitwright.search.local_errors import way_behind_activation
 from bitwright.search.losses import LOSSES
 from bitwright.search.probes import draw_probes
 from bitwright.search.sensitivity import METHODS, candidate_reads, measure_sensitivity
@@ -66,49 +64,6 @@ def test_on_a_linear_network_with_a_probe_for_each_output_element_every_unit_is_
         found, exact = sketch.predict({edge: q}), float(evaluator.losses({edge: q}).mean())
         assert found.loss == pytest.approx(exact, rel=2e-3, abs=1e-12), edge
         assert found.error == 0.0  # no direction was left to chance
-
-
-class _Switched(nn.Module):
-    """Activation functions that are off nearly everywhere, until an error switches them on; linear from there to the output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(3, 3, 3, groups=3)
-        self.fc = nn.Linear(3, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(torch.relu(self.depthwise(x)).mean((2, 3)))
-
-
-def test_an_error_that_switches_on_what_was_off_is_seen() -> None:
-    """MobileNetV2's fourth convolution lost two and a half times what gradients at clean values told."""
-    module = randomised(_Switched())
-    x = pictures()
-    with torch.no_grad():
-        module.depthwise.bias.zero_()
-        module.depthwise.bias.copy_(-0.99 * module.depthwise(x).amax((0, 2, 3)))
-    evaluator, _, plan = bench(module, x, similarity=MSE)
-    reads = quantized_reads(evaluator.graph, plan)
-    (edge,) = (e for e in reads if e[1] == "depthwise" and not evaluator.replay.is_constant(e[0]))
-    coarse = {edge: replace(reads[edge], scale=(8 * reads[edge].scale[0],))}
-    sketch = ErrorSketch(evaluator, probes=5)
-    sketch.measure(sketch.missing([coarse]))
-
-    assert sketch.predict(coarse).loss == pytest.approx(float(evaluator.losses(coarse).mean()), rel=2e-3)
-
-
-def test_an_error_is_carried_behind_the_next_activation_function_where_that_is_cheap() -> None:
-    evaluator, _, plan = bench(randomised(_Switched()), pictures())
-    graph = evaluator.graph
-    relu = graph.value("depthwise").readers[0].op
-
-    assert [op.name for op in way_behind_activation(graph, "depthwise", {})] == ["depthwise", relu]
-    assert [op.name for op in way_behind_activation(graph, relu, {})] == [relu]
-    assert way_behind_activation(graph, "fc", {}) == []
-    read = {("depthwise", relu): next(iter(quantized_reads(graph, plan).values()))}
-    assert way_behind_activation(graph, "depthwise", read) == []  # another error comes between
-    evaluator, _, _ = bench(nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU()), pictures())
-    assert way_behind_activation(evaluator.graph, "0", {}) == []  # 75 multiply-accumulates for each element
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,6 @@ class _TwoNorms(nn.Module):
 
 
 _BOTH_OR_NOTHING = """
-import pytest
 import torch
 
 def score(model):
@@ -130,43 +129,66 @@ def test_two_tables_that_each_spoil_the_metric_are_both_mended(tmp_path: Path) -
 _PRESSES_CTRL_C = """
 from pathlib import Path
 
-def score(model):
-    calls = Path({folder!r}) / "calls"
-    seen = calls.read_text() if calls.exists() else ""
-    calls.write_text(seen + ".")
-    if len(seen) == 3:
+def interrupted_score(model):
+    calls = Path({calls!r})
+    count = int(calls.read_text()) + 1
+    calls.write_text(str(count))
+    if count == {at}:
         raise KeyboardInterrupt
-    return float(model({inputs}).abs().mean() < 0)
+    return score(model)
 """
 
 
 def test_scores_of_an_interrupted_run_are_not_measured_again(tmp_path: Path) -> None:
     """A user's metric may take minutes, and dozens of networks are measured."""
-    code = _PRESSES_CTRL_C.format(folder=str(tmp_path), inputs="__import__('torch').ones(1, 16)")
-    (tmp_path / "metric.py").write_text(code)
+    at = 9  # behind the comparison and the tables put back to float: among the remedies
+    torch.manual_seed(0)
+    x = torch.randn(24, 16) * 10 ** -torch.rand(24, 1)
+    torch.save(x, tmp_path / "x.pt")
+    calls, metric = tmp_path / "calls", tmp_path / "metric.py"
+    metric.write_text(
+        _BOTH_OR_NOTHING.format(path=str(tmp_path / "x.pt")) + _PRESSES_CTRL_C.format(calls=str(calls), at=at)
+    )
 
-    def run(folder: str) -> LutsResult:
+    def run(folder: str, before: int) -> tuple[LutsResult, int]:
+        calls.write_text(str(before))
         torch.manual_seed(0)
-        return run_luts(
+        settings = Settings(target="journey6", evaluate=f"{metric}:interrupted_score")
+        wish = TableSettings(strategy="evenly", num_tables=1)
+        found = run_luts(
             _TwoNorms().eval(),
-            list(torch.randn(8, 16).split(1)),
+            list(x.split(1)),
             output=tmp_path / folder,
-            settings=Settings(target="journey6", evaluate=f"{tmp_path / 'metric.py'}:score"),
-            example_inputs=torch.randn(1, 16),
+            settings=settings,
+            table_settings=wish,
+            example_inputs=x[:1],
         )
+        return found, int(calls.read_text()) - before
 
-    state = tmp_path / "out" / "luts_state.json"
+    whole, needed = run("whole", 1000)
+    assert needed > at
     with pytest.raises(KeyboardInterrupt):
-        run("out")
-    assert len(json.loads(state.read_text())["measured"]) == 3
-    resumed = run("out")
-    assert (tmp_path / "calls").read_text() == "." * 5  # three, the interrupted one, and that again
+        run("out", 0)
+    state = tmp_path / "out" / "luts_state.json"
+    assert sum(k.startswith("metric") for k in json.loads(state.read_text())["measured"]) == at - 1
+    resumed, rest = run("out", at)
+    assert rest == needed - (at - 1)
     assert not state.exists()
+    assert {n: vars(s) for n, s in resumed.stages.items()} == {n: vars(s) for n, s in whole.stages.items()}
+    assert resumed.remedies == whole.remedies
+    assert resumed.rows == whole.rows
 
-    (tmp_path / "calls").write_text("." * 9)
-    assert {n: vars(s) for n, s in run("anew").stages.items()} == {
-        n: vars(s) for n, s in resumed.stages.items()
-    }
+
+def test_where_nothing_was_mended_the_report_shows_nothing_as_repaired(tmp_path: Path) -> None:
+    """The settled plan's tables are other objects: every curve once had a second one beside it."""
+    module, x = _TwoNorms().eval(), torch.randn(24, 16)
+    run_luts(
+        module, list(x.split(1)), output=tmp_path, settings=Settings(target="journey6"), example_inputs=x[:1]
+    )
+
+    report = (tmp_path / "report.html").read_text()
+    assert "mean error" in report
+    assert "repaired" not in report
 
 
 def test_a_score_that_is_no_number_is_worse_than_any() -> None:

@@ -12,7 +12,6 @@ from torch import nn
 
 from bitwright.analysis.lut_blame import Blame, put_back
 from bitwright.errors import ModelError
-from bitwright.flow.accuracy import accuracy_of
 from bitwright.flow.bench import Bench, check_plan, open_bench
 from bitwright.flow.luts_result import LutsResult, TableRow, write
 from bitwright.flow.outputs import check_writable
@@ -64,7 +63,7 @@ def run_luts(
         result = _examined(scores, base, settings, tolerance, watcher)
     finally:
         state.save()
-    write(folder, result, scores.tables(base), scores.tables(result.plan))
+    write(folder, result)
     state.discard()
     return result
 
@@ -125,21 +124,20 @@ def _examined(
         settled(bench.graph, repair.plan, scores.tables(repair.plan)),
         tolerance,
         settings.evaluate,
+        scores.tables(base),
+        scores.tables(repair.plan),
     )
 
 
 def _measured(scores: TableScores, forms: Mapping[str, Form], watcher: Watcher) -> dict[str, Score]:
     """The score of each of *forms*, with its accuracy where labels are known."""
-    bench, found = scores.bench, dict[str, Score]()
+    found = dict[str, Score]()
     watcher.stage("comparing float and fixed tables", len(forms))
     for name, form in forms.items():
         found[name] = scores.of(form)
         watcher.advance(1, f"{name}: {found[name].value:.6f}")
-    if bench.dataset.labels is None:
-        return found
-    watcher.stage("measuring accuracy", len(bench.dataset))
-    accuracy = accuracy_of(bench, {name: form.run for name, form in forms.items()}, watcher)
-    return {name: replace(score, accuracy=accuracy[name]) for name, score in found.items()}
+    accuracies = scores.accuracies(forms, watcher)
+    return {name: replace(score, accuracy=accuracies.get(name)) for name, score in found.items()}
 
 
 def _blame(

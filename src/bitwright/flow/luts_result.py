@@ -43,7 +43,8 @@ class TableRow:
 class LutsResult:
     """*stages*: `float` network, `float tables`, `fixed tables`, `integer model`; where there is something to repair also
     `guilty in float`, `repaired` and `integer model, repaired`. *rows*: most suspicious first. *outcomes*: guilty table -> the
-    remedy that was kept, or why there is none. *plan*: with the settings that helped.
+    remedy that was kept, or why there is none. *plan*: with the settings that helped. *before*, *after*: tables before and after
+    repair, the same object where nothing was mended.
     """
 
     bench: Bench
@@ -55,6 +56,8 @@ class LutsResult:
     plan: Plan
     tolerance: float
     metric: str | None
+    before: Mapping[str, LookupTable]
+    after: Mapping[str, LookupTable]
 
     @property
     def to_blame(self) -> bool:
@@ -171,10 +174,8 @@ def remedy_table(remedies: Sequence[Remedied]) -> Table:
     return Table(title, columns, rows)
 
 
-def write(
-    folder: Path, result: LutsResult, before: dict[str, LookupTable], after: dict[str, LookupTable]
-) -> None:
-    """`luts.csv`, `remedies.csv`, `plan.json`, `report.html` and `summary.json`. *before*, *after*: tables before and after repair."""
+def write(folder: Path, result: LutsResult) -> None:
+    """`luts.csv`, `remedies.csv`, `plan.json`, `report.html` and `summary.json`."""
     bench = result.bench
     write_text(folder / "luts.csv", table_table(result).to_csv())
     write_text(folder / "remedies.csv", remedy_table(result.remedies).to_csv())
@@ -189,7 +190,7 @@ def write(
     if result.remedies:
         sections.append(Section(remedy_table(result.remedies)))
     for name in drawn:
-        table = error_table(bench, name, before[name], after[name])
+        table = error_table(bench, name, result.before[name], result.after[name])
         series = tuple(c.key for c in table.columns if c.key in ("error", "repaired"))
         sections.append(Section(table, curve=Curve("input", series, backdrop="inputs")))
     subtitle = f"target {bench.target.name} · {bench.calibration_samples} calibration samples · {bench.inference_samples} samples"

@@ -16,7 +16,7 @@ from bitwright.search.error_sketch import ErrorSketch
 from bitwright.search.jobs import Processes, Runner
 from bitwright.search.ray_runner import RayRunner
 from bitwright.search.sensitivity import Sensitivity, candidate_reads, measure_sensitivity
-from bitwright.search.sketch_file import SketchFile
+from bitwright.search.sketch_file import FORMAT, SketchFile
 from bitwright.search.sketched import sketch_sensitivity, verify_top
 from bitwright.search.state import SearchState, search_key
 
@@ -105,6 +105,7 @@ def open_sketch(bench: Bench, settings: Settings, folder: Path, watcher: Watcher
         return None
     similarity = bench.evaluator.similarity
     depends = {
+        "format": FORMAT,
         "probes": settings.probes,
         "seed": settings.seed,
         "loss": _loss_key(settings),

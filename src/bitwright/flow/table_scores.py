@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from bitwright.exporters.integer import lower
-from bitwright.flow.accuracy import Accuracy
+from bitwright.flow.accuracy import Accuracy, accuracy_of
 from bitwright.flow.bench import Bench
 from bitwright.flow.convert import QuantizedModel
 from bitwright.flow.model_source import import_object
+from bitwright.flow.progress import Watcher
 from bitwright.flow.settings import Settings
 from bitwright.flow.tables import TableKey, build_tables
 from bitwright.graph.replay import Replay
@@ -110,10 +111,7 @@ class TableScores:
 
     def lost_alone(self, plan: Plan, name: str) -> float:
         """The mean loss of the network with the one table of the operator *name* in fixed point, against none: by true runs."""
-        key = _key("alone", plan, [name])
-        if key not in self._state:
-            self._state.put(key, self._lost_alone(plan, name))
-        return float(self._state.get(key))
+        return self._once(_key("alone", plan, [name]), lambda: self._lost_alone(plan, name))
 
     def _lost_alone(self, plan: Plan, name: str) -> float:
         evaluator, graph = self.bench.evaluator, self.bench.graph
@@ -130,12 +128,31 @@ class TableScores:
         return float(torch.cat(rows).mean())
 
     def of(self, form: Form) -> Score:
-        """The score of any form of the network, measured once."""
-        if form.key not in self._state:
-            cosine = self.bench.evaluator.evaluate_run(form.run)
-            metric = None if self._evaluate is None else measured(self._evaluate, form.model, self._where)
-            self._state.put(form.key, [cosine, metric])
-        return Score(*self._state.get(form.key))
+        """The cosine and metric of any form of the network, each measured once."""
+        cosine = self._once(f"cosine {form.key}", lambda: self.bench.evaluator.evaluate_run(form.run))
+        evaluate = self._evaluate
+        if evaluate is None:
+            return Score(cosine)
+        return Score(
+            cosine, self._once(f"metric {form.key}", lambda: measured(evaluate, form.model, self._where))
+        )
+
+    def accuracies(self, forms: Mapping[str, Form], watcher: Watcher) -> dict[str, Accuracy]:
+        """The accuracy of each of *forms* on all labelled samples, measured once, in one pass over them; empty without labels."""
+        if self.bench.dataset.labels is None:
+            return {}
+        keys = {name: f"accuracy {form.key}" for name, form in forms.items()}
+        missing = {keys[name]: form.run for name, form in forms.items() if keys[name] not in self._state}
+        if missing:
+            watcher.stage("measuring accuracy", len(self.bench.dataset))
+            for key, found in accuracy_of(self.bench, missing, watcher).items():
+                self._state.put(key, vars(found))
+        return {name: Accuracy(**self._state.get(key)) for name, key in keys.items()}
+
+    def _once(self, key: str, measure: Callable[[], float]) -> float:
+        if key not in self._state:
+            self._state.put(key, measure())
+        return float(self._state.get(key))
 
 
 def _key(form: str, plan: Plan, tables: Collection[str]) -> str:

@@ -8,6 +8,7 @@ independent, so their squares do. The loss of a plan is the mean over probes of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -29,8 +30,9 @@ from bitwright.search.steps import behind_steps
 
 #: Probes of each output unless told otherwise.
 PROBES = 4
-#: Activations, local errors and gradients of one chunk of samples may take this much memory.
-SKETCH_BYTES = 1024 * 2**20
+#: Activations, local errors and gradients of one chunk of samples may take this much memory. Smaller chunks cost time: of an
+#: ImageNet network two or three pictures fit, and each chunk takes some thousand calls.
+SKETCH_BYTES = 768 * 2**20
 #: Larger chunks bring no speed.
 SKETCH_SAMPLES = 32
 
@@ -95,10 +97,14 @@ class ErrorSketch:
         """Measure *units* in one pass over the images: one forward and K backward passes, and the local errors."""
         if not units and self.images:
             return
+        index = UnitIndex(units, self.evaluator.graph, self.base)
+        size = self.chunk_samples(index)
         found = (self.file and self.file.begun(units)) or Pass()
-        held, done, index = found.images, 0, UnitIndex(units)
+        if found.images % size:  # begun in chunks of another size
+            found = Pass()
+        held, done = found.images, 0
         try:
-            for inputs in self.evaluator.batches(self.chunk_samples(units)):
+            for inputs in self.evaluator.batches(size):
                 count = self.evaluator.samples(inputs)
                 if done >= held:
                     self._add_chunk(found, inputs, index, first_image=done)
@@ -146,13 +152,13 @@ class ErrorSketch:
         else:
             self.c[unit] = c
 
-    def chunk_samples(self, units: Sequence[Unit]) -> int:
-        """Samples in one chunk: one, unless the network keeps them apart."""
+    def chunk_samples(self, index: UnitIndex) -> int:
+        """Samples in one chunk of a pass that measures the units of *index*: one, unless the network keeps them apart."""
         graph = self.evaluator.graph
         if not graph.info.dynamic_batch or not _apart(self.evaluator):
             return 1
-        sizes = {n: _size(graph, n) for n, v in graph.values.items() if not v.is_constant}
-        total = 3 * sum(sizes.values()) + sum(_unit_size(graph, sizes, u) for u in units)
+        values = sum(math.prod(v.info.shape or (1,)) for v in graph.values.values() if not v.is_constant)
+        total = 3 * values + index.elements()
         per_sample = max(1, 4 * total // max(1, graph.info.example_batch))
         return max(1, min(SKETCH_SAMPLES, SKETCH_BYTES // per_sample))
 
@@ -309,13 +315,3 @@ def _apart(evaluator: Evaluator) -> bool:
         v.info.is_float and not v.is_constant and v.info.batch_axis is None for v in graph.values.values()
     )
     return not (axisless or evaluator.stacking.mixing or evaluator.stacking.interleaved)
-
-
-def _size(graph: Graph, name: str) -> int:
-    return int(np.prod(graph.value(name).info.shape or (1,)))
-
-
-def _unit_size(graph: Graph, sizes: Mapping[str, int], unit: Unit) -> int:
-    if unit.value in sizes:
-        return sizes[unit.value]
-    return sum(sizes.get(o, 0) for o in graph.op(unit.reader).outputs)

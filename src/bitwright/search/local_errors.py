@@ -1,9 +1,9 @@
-"""Local errors: what one quantized read changes where it is read, on clean inputs."""
+"""Local errors: what one quantized read changes where it is read, or behind the next activation function, on clean inputs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,15 +15,12 @@ from bitwright.graph.replay import Reads
 from bitwright.graph.tape import Tap, Tape
 from bitwright.numerics.affine import fake_quantize
 from bitwright.numerics.spec import QParams
-from bitwright.ops.clip import Clip
-from bitwright.ops.unary import Unary
+from bitwright.search.carrying import way_of
 from bitwright.search.evaluator import Evaluator
 from bitwright.search.sketch_file import Unit
 
 #: Quantized constants of one read are kept for the next chunk up to this size in all.
 _KEPT_ELEMENTS = 2 * 2**20
-#: An operator of so many multiply-accumulates for each element of its output is run again for every unit of what it reads.
-_CHEAP_MACS = 32
 
 
 @dataclass(frozen=True)
@@ -66,18 +63,21 @@ class ErrorGroup:
 
 @dataclass(frozen=True)
 class _ReadUnits:
-    """The units of one read, side by side. *places*: where they stand."""
+    """The units of one read, side by side. *places*: where they stand. *way*: the operators behind which their errors are met."""
 
     value: str
     reader: str
     qparams: tuple[QParams | None, ...]
     places: slice
+    way: tuple[Op, ...]
 
 
 class UnitIndex:
-    """*units* in the order in which a pass measures them: those of one read side by side. Made once for each pass."""
+    """*units* in the order in which a pass measures them: those of one read side by side. Made once for each pass. *base*: the reads
+    around which the network is linearised.
+    """
 
-    def __init__(self, units: Sequence[Unit]) -> None:
+    def __init__(self, units: Sequence[Unit], graph: Graph, base: Reads) -> None:
         by_read: dict[tuple[str, str], list[int]] = {}
         for number, unit in enumerate(units):
             by_read.setdefault((unit.value, unit.reader), []).append(number)
@@ -85,12 +85,28 @@ class UnitIndex:
         #: Constants under the parameters of a read's units.
         self.constants: dict[tuple[str, str], list[Tensor]] = {}
         self.reads: list[_ReadUnits] = []
+        self._graph = graph
         start = 0
         for (value, reader), numbers in by_read.items():
             places = slice(start, start + len(numbers))
-            self.reads.append(_ReadUnits(value, reader, tuple(units[i].qparams for i in numbers), places))
+            is_edge = graph.value(value).is_constant or reader == OUTPUT
+            way = () if is_edge else way_of(graph, reader, base)
+            asked = tuple(units[i].qparams for i in numbers)
+            self.reads.append(_ReadUnits(value, reader, asked, places, way))
             start = places.stop
         self._numbers = torch.tensor([i for numbers in by_read.values() for i in numbers], dtype=torch.int64)
+
+    def elements(self) -> int:
+        """How many numbers the local errors of all units are, for the samples of the graph's example."""
+        return sum(len(read.qparams) * self._elements_of(read) for read in self.reads)
+
+    def _elements_of(self, read: _ReadUnits) -> int:
+        graph = self._graph
+        if not graph.value(read.value).is_constant:
+            return _size(graph, read.way[-1].outputs[0] if read.way else read.value)
+        if _is_added(graph, read.value, read.reader):
+            return graph.constant(read.value).numel()
+        return sum(_size(graph, o) for o in graph.op(read.reader).outputs)
 
     def as_asked(self, measured: Tensor) -> Tensor:
         """*measured* `[units, ...]`, in the order of the units given."""
@@ -112,7 +128,7 @@ class LocalErrors:
             for read in index.reads:
                 if not self._replay.is_constant(read.value):
                     self._add_activation(read)
-                elif self._is_bias(read):
+                elif _is_added(self._graph, read.value, read.reader):
                     self._add_bias(read)
                 else:
                     self._add_constant(read)
@@ -122,11 +138,11 @@ class LocalErrors:
         group = ErrorGroup(places, errors, self._samples, axis, channel)
         self.groups.append((tap, group))
 
-    def _stacked(self, value: str, changed: Sequence[Tensor], clean: Tensor) -> Tensor:
-        """`[n, changed, elements]`: each minus *clean*."""
+    def _stacked(self, value: str, changed: Iterable[Tensor], count: int, clean: Tensor) -> Tensor:
+        """`[n, count, elements]`: each of the *count* tensors *changed* minus *clean*."""
         axis = self._graph.value(value).info.batch_axis if self._graph.info.dynamic_batch else None
         reference = _rows(clean, axis, self._samples)
-        errors = reference.new_empty(self._samples, len(changed), reference.shape[1])
+        errors = reference.new_empty(self._samples, count, reference.shape[1])
         for i, x in enumerate(changed):
             torch.sub(_rows(x, axis, self._samples), reference, out=errors[:, i])
         return errors
@@ -134,37 +150,30 @@ class LocalErrors:
     # --- activations -----------------------------------------------------------------------------------------
 
     def _add_activation(self, read: _ReadUnits) -> None:
-        value, reader = read.value, read.reader
-        way = [] if reader == OUTPUT else way_behind_activation(self._graph, reader, self._base)
-        key = (value, id(self._base.get((value, reader))), tuple(id(q) for q in read.qparams))
-        if way:
-            made, changed = self._carried(way, value, self._quantized(read))
-            errors = self._stacked(made, changed, self._tape.values[made].detach())
+        value, reader, count = read.value, read.reader, len(read.qparams)
+        x = self._tape.values[value].detach()
+        forms = (x if q is None else fake_quantize(x, q) for q in read.qparams)
+        if read.way:
+            made = read.way[-1].outputs[0]
+            carried = (self._carried(read, form) for form in forms)
+            errors = self._stacked(made, carried, count, self._tape.values[made].detach())
             self._add((made, None), made, read.places, errors)
             return
+        key = (value, id(self._base.get((value, reader))), tuple(id(q) for q in read.qparams))
         if key not in self._made:  # readers of one value mostly ask for the same
             clean = self._tape.seen[(value, reader)].detach()
-            self._made[key] = self._stacked(value, self._quantized(read), clean)
+            self._made[key] = self._stacked(value, forms, count, clean)
         self._add((value, reader), value, read.places, self._made[key])
 
-    def _quantized(self, read: _ReadUnits) -> list[Tensor]:
-        x = self._tape.values[read.value].detach()
-        return [x if q is None else fake_quantize(x, q) for q in read.qparams]
-
-    def _carried(self, way: Sequence[Op], value: str, changed: list[Tensor]) -> tuple[str, list[Tensor]]:
-        """What the operators of *way* make of the *changed* forms of *value*: the name of their result, and its forms."""
-        for op in way:
-            changed = [self._replay.apply(op.name, self._tape.saw, {value: x})[0] for x in changed]
-            value = op.outputs[0]
-        return value, changed
+    def _carried(self, read: _ReadUnits, x: Tensor) -> Tensor:
+        """What the operators on the read's way make of *x*, a form of its value."""
+        value = read.value
+        for op in read.way:
+            (x,) = self._replay.apply(op.name, self._tape.saw, {value: x})
+            (value,) = op.outputs
+        return x
 
     # --- constants -------------------------------------------------------------------------------------------
-
-    def _is_bias(self, read: _ReadUnits) -> bool:
-        """Whether the reader only adds the value, at every position, and nothing else of it."""
-        roles = [r.role for r in self._graph.value(read.value).readers if r.op == read.reader]
-        adds = self._graph.op(read.reader).bias_axis is not None
-        return adds and roles == [Role.BIAS] and self._graph.constant(read.value).dim() == 1
 
     def _constants(self, read: _ReadUnits) -> list[Tensor]:
         """The constant under each of the parameters; small ones are kept from chunk to chunk."""
@@ -192,7 +201,7 @@ class LocalErrors:
             clean = self._tape.values.get(output)
             if not isinstance(clean, Tensor) or not clean.is_floating_point():
                 continue
-            errors = self._stacked(output, [r[i] for r in results], clean.detach())
+            errors = self._stacked(output, (r[i] for r in results), len(results), clean.detach())
             self._add((output, None), output, read.places, errors)
 
 
@@ -201,30 +210,15 @@ def _rows(x: Tensor, batch_axis: int | None, samples: int) -> Tensor:
     return (x if batch_axis is None else x.movedim(batch_axis, 0)).reshape(samples, -1)
 
 
-def way_behind_activation(graph: Graph, reader: str, base: Reads) -> list[Op]:
-    """The operators from *reader* to the next activation function, itself among them; none if there is none that alone reads what *reader*
-    makes, or if the way is not cheap.
-
-    An error before an activation function switches on what was off, which a gradient at clean values does not see; behind it, it is
-    part of the error.
-    """
-    op = graph.op(reader)
-    if _is_activation(graph, op):
-        return [op]
-    value = graph.value(op.outputs[0])
-    if value.is_output or len(value.readers) != 1 or len(op.outputs) != 1 or not _is_cheap(graph, op):
-        return []
-    after = graph.op(value.readers[0].op)
-    return [op, after] if _is_activation(graph, after) and (value.name, after.name) not in base else []
+def _is_added(graph: Graph, constant: str, reader: str) -> bool:
+    """Whether *reader* only adds the *constant*, at every position, and nothing else of it: a bias."""
+    roles = [r.role for r in graph.value(constant).readers if r.op == reader]
+    return (
+        graph.op(reader).bias_axis is not None
+        and roles == [Role.BIAS]
+        and graph.constant(constant).dim() == 1
+    )
 
 
-def _is_activation(graph: Graph, op: Op) -> bool:
-    return isinstance(op, Clip | Unary) and not op.passthrough and graph.value(op.outputs[0]).info.is_float
-
-
-def _is_cheap(graph: Graph, op: Op) -> bool:
-    made = graph.value(op.outputs[0]).info.shape
-    if made is None:
-        return False
-    read = [None if n is None else graph.value(n).info.shape for n in graph.op_inputs(op.name)]
-    return op.macs(read, [made]) <= _CHEAP_MACS * math.prod(made)
+def _size(graph: Graph, name: str) -> int:
+    return math.prod(graph.value(name).info.shape or (1,))

@@ -16,6 +16,9 @@ from torch import Tensor
 from bitwright.files import write_bytes
 from bitwright.numerics.spec import QParams
 
+#: Another number wherever a local error is measured in another way: sketches of different kinds do not mix.
+FORMAT = 2
+
 
 class Unit(NamedTuple):
     """One read: *reader* sees *value* under *qparams* (None: unquantized, which matters beside a quantized base)."""
