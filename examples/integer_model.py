@@ -18,24 +18,24 @@ module = load_demo("transformer")  # softmax, layer norms and GELU become look-u
 _, _, pictures, labels = load_digits_split()
 data = [{"x": pictures[i : i + 1], "label": int(labels[i])} for i in range(100)]
 
-settings = bw.Settings(target="journey6", method="percentile", inference_num=16, export="both")
-made = bw.run_quantize(module, data, output=output, settings=settings, example_inputs=pictures[:2])
+settings = bw.Settings(target="journey6", expected_cos=0.99, inference_num=16, export="both")
+made = bw.tune(module, data, output=output, settings=settings, example_inputs=pictures[:2])
 path = next(output.glob("*_integer.onnx"))
-print(
-    f"cosine {made.stages['quantized'].cosine:.4f}, operators:",
-    Counter(n.op_type for n in onnx.load(path).graph.node).most_common(6),
-)
+print({name: round(stage.cosine, 4) for name, stage in made.stages.items()})
+print("wider than int8:", dict(made.choice.groups))
+print("nodes:", Counter(n.op_type for n in onnx.load(path).graph.node).most_common(6))
 for name, proof in made.exports.proofs.items():
     print(
         f"{name}: largest difference {max(d.steps for d in proof.per_op)} step(s) over {len(proof.per_op)} operators"
     )
 
-# Which table costs most, if a chip divides them evenly?
+# Which table costs most, if a chip divides them evenly, in two segments?
 found = bw.run_luts(
     module,
     data,
     output=output / "luts",
     settings=settings,
+    plan=output / "plan.json",
     table_settings=bw.TableSettings(strategy="evenly", num_tables=2),
     tolerance=0.0001,
     example_inputs=pictures[:2],

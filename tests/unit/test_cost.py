@@ -26,6 +26,18 @@ def test_int8_costs_nothing_and_wider_costs_more(metric: str, module, data) -> N
         assert of["w4a8"] < of["int8"] == 0 < of["int16"] < of["float"]
 
 
+@pytest.mark.parametrize("metric", ["ops", "macs", "bytes"])
+def test_what_the_plan_has_costs_nothing_even_where_it_is_int16(metric: str) -> None:
+    evaluator, solver, plan = bench(randomised(Block()), tokens())
+    wide = next(iter(plan.groups))
+    plan = solver.solve(plan.with_precision([wide], "int16", "inner value"))
+    costs = measure_costs(evaluator.graph, plan, GENERIC, metric)  # type: ignore[arg-type]
+    assert costs.total({g: plan.precision(g) for g in plan.groups}) == 0
+    assert costs.of[wide]["int8"] <= 0 < costs.of[wide]["float"]
+    if metric == "ops":
+        assert costs.of[wide]["float"] == 1
+
+
 def test_all_float_costs_one_of_shares_and_a_hundredth_for_its_operators() -> None:
     for metric in ("macs", "bytes"):
         _, plan, costs = setting(metric)

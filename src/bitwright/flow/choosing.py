@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -22,6 +22,7 @@ from bitwright.search.choose import Tried, float_until, unchanged, widest_top, w
 from bitwright.search.compare_plans import compare_plans
 from bitwright.search.error_sketch import ErrorSketch
 from bitwright.search.joint_precision import Goal, JointPrecision, RunMany
+from bitwright.search.neighbours import with_neighbours
 from bitwright.search.sensitivity import best_methods, measure_sensitivity
 from bitwright.search.similarity import COSINE
 from bitwright.search.sketched import unreachable_groups
@@ -132,6 +133,8 @@ def choose_precisions(
         return chosen
     if settings.cost == "ops" and set(settings.precisions) == {"int8", "float"}:
         chosen = _or_singles(bench, ranking, chosen, target, int(limit), watcher)
+    if settings.cost == "ops" and not chosen.reached:
+        chosen = _with_neighbours(bench, chosen, options, target, int(limit), watcher)
     return _without_needless(bench, chosen, target, costs, watcher)
 
 
@@ -157,6 +160,31 @@ def _without_needless(
         bench.solver.solve,
         target=target,
         cost=lambda groups: float(len(groups)) if costs is None else costs.total({**precisions, **groups}),
+        progress=partial(_tell, watcher),
+    )
+    return replace(chosen, choice=choice, reached=choice.similarity >= target)
+
+
+def _with_neighbours(
+    bench: Bench,
+    chosen: Chosen,
+    options: Mapping[str, Sequence[Precision]],
+    target: float,
+    limit: int,
+    watcher: Watcher,
+) -> Chosen:
+    """*chosen*, or what comes nearer with operators widened that share values with the widened ones."""
+    base = chosen.tuned.plan
+    assert base is not None
+    watcher.stage("trying neighbours")
+    choice = with_neighbours(
+        bench.evaluator,
+        chosen.choice,
+        base,
+        bench.solver.solve,
+        options,
+        target=target,
+        limit=limit,
         progress=partial(_tell, watcher),
     )
     return replace(chosen, choice=choice, reached=choice.similarity >= target)

@@ -24,19 +24,21 @@ _BITS: dict[Precision, tuple[int, int]] = {
 }
 #: Of two plans that widen as many operators, the narrower one is cheaper.
 _OPS: dict[Precision, float] = {"w4a8": -0.01, "int8": 0.0, "int16": 0.99, "float": 1.0}
+#: The same of an operator that is int16 to begin with.
+_FROM_INT16: dict[Precision, float] = {**_OPS, "int16": 0.0}
 #: Shares count operators too, a hundredth in all, so that one without multiply-accumulates or weights is not free.
 _OPS_IN_SHARES = 0.01
 _UNITS: dict[Metric, str] = {
-    "ops": "operators wider than int8",
-    "macs": "share of the multiply-accumulates, by products of bits: int8 0, float 1",
-    "bytes": "share of the weight bytes: int8 0, float 1",
-    "latency": "time beyond int8, as a share of the int8 network's time",
+    "ops": "operators widened",
+    "macs": "share of the multiply-accumulates, by products of bits: from int8 to float 1",
+    "bytes": "share of the weight bytes: from int8 to float 1",
+    "latency": "more time, as a share of the int8 network's",
 }
 
 
 @dataclass(frozen=True)
 class Costs:
-    """*of*: group -> precision -> cost; int8 costs 0. *unit*: what is counted."""
+    """*of*: group -> precision -> cost; what the plan they were measured for has costs 0. *unit*: what is counted."""
 
     metric: Metric
     unit: str
@@ -53,20 +55,24 @@ class Costs:
 
 
 def measure_costs(graph: Graph, plan: Plan, target: Target, metric: Metric) -> Costs:
-    """What each precision of each group of *plan* costs.
+    """What each precision of each group costs, beyond the one that *plan* gives it.
 
-    `ops`: 1 for float, a little less for int16, 0 for int8, a little less for w4a8. `macs`: the group's share of the network's
+    `ops`, from int8: 1 for float, a little less for int16, a little less than nothing for w4a8; from int16, which is all that a target
+    may allow inside softmax and norms: 1 for float. `macs`: the group's share of the network's
     multiply-accumulates times (product of bits - 64) / (1024 - 64). `bytes`: its share of all weights and biases times
     (weight bits - 8) / (32 - 8). To both a hundredth of its share of operators is added. `latency`: see `Estimate`. *raises* `TargetError` for a target without figures,
     `DataError` for a network that has nothing of what is counted.
     """
     measures: dict[Metric, Callable[[], Mapping[str, Mapping[Precision, float]]]] = {
-        "ops": lambda: dict.fromkeys(plan.groups, _OPS),
+        "ops": lambda: {g: _OPS if plan.precision(g) != "int16" else _FROM_INT16 for g in plan.groups},
         "macs": lambda: _shares(plan, _macs(graph, plan), _mac_cost, "multiply-accumulates"),
         "bytes": lambda: _shares(plan, _weights(graph, plan), _byte_cost, "weights"),
         "latency": lambda: _latency(graph, plan, target),
     }
-    return Costs(metric, _UNITS[metric], measures[metric]())
+    found = {g: (of, of.get(plan.precision(g), 0.0)) for g, of in measures[metric]().items()}
+    return Costs(
+        metric, _UNITS[metric], {g: {p: c - now for p, c in of.items()} for g, (of, now) in found.items()}
+    )
 
 
 def parse_budget(text: str) -> tuple[Metric, float]:
