@@ -22,7 +22,7 @@ settings = bw.Settings(target="journey6", expected_cos=0.99, inference_num=16, e
 made = bw.tune(module, data, output=output, settings=settings, example_inputs=pictures[:2])
 path = next(output.glob("*_integer.onnx"))
 print({name: round(stage.cosine, 4) for name, stage in made.stages.items()})
-print("wider than int8:", dict(made.choice.groups))
+print("widened:", dict(made.choice.groups))
 print("nodes:", Counter(n.op_type for n in onnx.load(path).graph.node).most_common(6))
 for name, proof in made.exports.proofs.items():
     print(

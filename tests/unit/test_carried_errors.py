@@ -50,7 +50,7 @@ class _SwitchedOutput(_Switched):
     """The activation function makes the network's output."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.depthwise(x)).mean((2, 3), keepdim=True).relu()
+        return torch.relu(self.depthwise(x))
 
 
 def switched(module: nn.Module) -> tuple[Evaluator, Reads]:
@@ -71,7 +71,7 @@ def coarse(evaluator: Evaluator, reads: Reads) -> Reads:
 
 
 def predicted(evaluator: Evaluator, reads: Reads, base: Reads | None = None) -> float:
-    sketch = ErrorSketch(evaluator, probes=5, base=base)
+    sketch = ErrorSketch(evaluator, probes=512, base=base)
     sketch.measure(sketch.missing([reads]))
     assert sketch.unreachable == {}
     return sketch.predict(reads).loss

@@ -33,9 +33,8 @@ def test_what_the_plan_has_costs_nothing_even_where_it_is_int16(metric: str) -> 
     plan = solver.solve(plan.with_precision([wide], "int16", "inner value"))
     costs = measure_costs(evaluator.graph, plan, GENERIC, metric)  # type: ignore[arg-type]
     assert costs.total({g: plan.precision(g) for g in plan.groups}) == 0
-    assert costs.of[wide]["int8"] <= 0 < costs.of[wide]["float"]
-    if metric == "ops":
-        assert costs.of[wide]["float"] == 1
+    assert costs.of[wide]["int8"] < 0
+    assert costs.of[wide]["float"] >= (1 if metric == "ops" else 0.01 / len(plan.groups))
 
 
 def test_all_float_costs_one_of_shares_and_a_hundredth_for_its_operators() -> None:

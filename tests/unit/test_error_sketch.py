@@ -169,8 +169,8 @@ def test_chunks_passes_and_other_units_do_not_matter() -> None:
     reads = quantized_reads(evaluator.graph, plan)
     units = list(ErrorSketch(evaluator).missing([reads]))
     whole, parts = ErrorSketch(evaluator), ErrorSketch(evaluator)
-    whole.chunk_samples = lambda units: 12  # type: ignore[method-assign]
-    parts.chunk_samples = lambda units: 5  # type: ignore[method-assign]
+    whole.chunk_samples = lambda index: 12  # type: ignore[method-assign]
+    parts.chunk_samples = lambda index: 5  # type: ignore[method-assign]
     whole.measure(units)
     for unit in reversed(units):
         parts.measure([unit])
@@ -239,6 +239,19 @@ class _RootOfZero(nn.Module):
         return self.second(torch.sqrt(torch.relu(h)) * 0.5)
 
 
+class _Indices(nn.Module):
+    """Integers made of real numbers, held between bounds: an activation function, but no place for a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16, 5)
+        self.rows = nn.Embedding(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc(x.mean(1))
+        return self.rows((3 * h).long().clamp(0, 5)).mean(1) + h
+
+
 class _Argmax(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -254,6 +267,7 @@ class _Argmax(nn.Module):
         (_Rounded, "zero"),
         (_MostlyRounded, "which has no gradient"),
         (_RootOfZero, "not finite"),
+        (_Indices, "which has no gradient"),
         (_Argmax, "no gradient leads from it"),
     ],
 )
@@ -321,8 +335,9 @@ def test_the_first_operators_are_verified_whatever_the_sketch_says_of_them() -> 
 # --- on disk -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("size", "left"), [(4, 4), (5, 12)])  # of 12; chunks of another size begin anew
 def test_an_interrupted_sketch_is_taken_up_where_it_stopped_and_equals_one_in_a_single_run(
-    tmp_path: Path,
+    size: int, left: int, tmp_path: Path
 ) -> None:
     evaluator, _, plan = bench(randomised(Residual()), pictures())
     reads, path = quantized_reads(evaluator.graph, plan), tmp_path / "sketch.npz"
@@ -336,15 +351,15 @@ def test_an_interrupted_sketch_is_taken_up_where_it_stopped_and_equals_one_in_a_
             raise Stop
 
     first = ErrorSketch(evaluator, file=SketchFile(path, "key"))
-    first.chunk_samples = lambda units: 4  # type: ignore[method-assign]
+    first.chunk_samples = lambda index: 4  # type: ignore[method-assign]
     with pytest.raises(Stop):
         first.measure(first.missing([reads]), progress=stop)
 
     second = ErrorSketch(evaluator, file=SketchFile(path, "key"))
-    second.chunk_samples = lambda units: 4  # type: ignore[method-assign]
+    second.chunk_samples = lambda index: size  # type: ignore[method-assign]
     before = evaluator.effort.forward_passes
     second.measure(second.missing([reads]))
-    assert evaluator.effort.forward_passes - before == 4  # of 12
+    assert evaluator.effort.forward_passes - before == left
     third = ErrorSketch(evaluator, file=SketchFile(path, "key"))
     assert third.missing([reads]) == []
     for sketch in (second, third):

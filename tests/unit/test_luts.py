@@ -11,11 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bitwright.flow.bench import open_bench
 from bitwright.flow.luts import most_suspicious_first, run_luts
 from bitwright.flow.luts_result import LutsResult, TableRow, score_table, table_table, verdict
+from bitwright.flow.progress import Silence
 from bitwright.flow.settings import Settings
-from bitwright.flow.table_scores import Score
+from bitwright.flow.table_scores import Score, TableScores
 from bitwright.numerics.lut import TableSettings
+from bitwright.search.state import SearchState
 
 
 class _RootOfZero(nn.Module):
@@ -207,6 +210,25 @@ def test_a_table_whose_loss_is_no_number_is_the_most_suspicious() -> None:
     rows = [TableRow(str(i), "Exp", "segment", loss, None, 1.0, float(i)) for i, loss in enumerate(losses)]
 
     assert [row.name for row in most_suspicious_first(rows)] == ["1", "2", "0", "4", "3"]
+
+
+def test_accuracies_are_measured_again_with_other_labels() -> None:
+    """After an interruption a mended file of labels once changed nothing."""
+    torch.manual_seed(0)
+    network, inputs = nn.Linear(8, 6).eval(), torch.randn(24, 1, 8)
+    state, settings = SearchState(None, ""), Settings(target="journey6")
+
+    def top1(shift: int) -> float:
+        samples = [{"input": x, "label": (int(network(x).argmax()) + shift) % 6} for x in inputs]
+        bench = open_bench(network, samples, settings, Silence(), example_inputs=inputs[0])
+        scores = TableScores(bench, settings, state)
+        return scores.accuracies({"float": scores.exact()}, Silence())["float"].top1
+
+    assert top1(1) == 0
+    measured = len(state.measured)
+    assert top1(0) == 1
+    assert top1(1) == 0
+    assert len(state.measured) == measured + 1  # the third was known
 
 
 def test_labelled_samples_are_counted_at_every_stage(tmp_path: Path) -> None:

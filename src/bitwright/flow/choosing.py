@@ -81,27 +81,7 @@ def choose_precisions(
         return Chosen(tuned, True, unchanged(tuned.plan, tuned.cosine), True)
     watcher.stage("choosing precisions")
     if ranking.sketch is None:
-        unused = [p for p in settings.precisions if p not in ("int8", "float")]
-        if unused:
-            watcher.note(f"operators are not sketched: {', '.join(unused)} of --precisions cannot be tried")
-        if settings.cost != "ops":
-            raise DataError(
-                f"--budget {settings.cost}=…",
-                expected="ops=N where operators are not sketched",
-                found=settings.cost,
-                remedy="Use --method sketch+verify on a network that gradients lead through, or --budget ops=N.",
-            )
-        choice = float_until(
-            bench.evaluator,
-            tuned.plan,
-            ranking.rows,
-            bench.solver.solve,
-            target=math.inf if target is None else target,
-            limit=int(cost_limit(settings, usual_limit)),
-            progress=partial(_tell, watcher),
-        )
-        chosen = Chosen(tuned, True, choice, target is None or choice.similarity >= target)
-        return chosen if target is None else _without_needless(bench, chosen, target, None, watcher)
+        return _chosen_unsketched(bench, ranking, tuned, settings, watcher, usual_limit, target)
     options, limit = precision_options(bench, tuned.plan, settings), cost_limit(settings, usual_limit)
     costs = measure_costs(bench.graph, tuned.plan, bench.target, settings.cost).within(options)
     known = _apart(bench, ranking.sketch, ranking.apart, tuned.plan, settings, watcher)
@@ -133,9 +113,45 @@ def choose_precisions(
         return chosen
     if settings.cost == "ops" and set(settings.precisions) == {"int8", "float"}:
         chosen = _or_singles(bench, ranking, chosen, target, int(limit), watcher)
-    if settings.cost == "ops" and not chosen.reached:
-        chosen = _with_neighbours(bench, chosen, options, target, int(limit), watcher)
+    chosen = _without_needless(bench, chosen, target, costs, watcher)
+    if chosen.reached or settings.cost != "ops" or not chosen.choice.groups:
+        return chosen
+    chosen = _with_neighbours(bench, chosen, options, target, limit, settings, watcher)
     return _without_needless(bench, chosen, target, costs, watcher)
+
+
+def _chosen_unsketched(
+    bench: Bench,
+    ranking: Ranking,
+    tuned: Stage,
+    settings: Settings,
+    watcher: Watcher,
+    usual_limit: int,
+    target: float | None,
+) -> Chosen:
+    """Where operators are not sketched: the most sensitive ones float, one after another."""
+    assert tuned.plan is not None
+    unused = [p for p in settings.precisions if p not in ("int8", "float")]
+    if unused:
+        watcher.note(f"operators are not sketched: {', '.join(unused)} of --precisions cannot be tried")
+    if settings.cost != "ops":
+        raise DataError(
+            f"--budget {settings.cost}=…",
+            expected="ops=N where operators are not sketched",
+            found=settings.cost,
+            remedy="Use --method sketch+verify on a network that gradients lead through, or --budget ops=N.",
+        )
+    choice = float_until(
+        bench.evaluator,
+        tuned.plan,
+        ranking.rows,
+        bench.solver.solve,
+        target=math.inf if target is None else target,
+        limit=int(cost_limit(settings, usual_limit)),
+        progress=partial(_tell, watcher),
+    )
+    chosen = Chosen(tuned, True, choice, target is None or choice.similarity >= target)
+    return chosen if target is None else _without_needless(bench, chosen, target, None, watcher)
 
 
 def _tell(watcher: Watcher, tried: Tried) -> None:
@@ -170,21 +186,27 @@ def _with_neighbours(
     chosen: Chosen,
     options: Mapping[str, Sequence[Precision]],
     target: float,
-    limit: int,
+    limit: float,
+    settings: Settings,
     watcher: Watcher,
 ) -> Chosen:
     """*chosen*, or what comes nearer with operators widened that share values with the widened ones."""
-    base = chosen.tuned.plan
+    base, costs = chosen.tuned.plan, chosen.costs
     assert base is not None
+    assert costs is not None
     watcher.stage("trying neighbours")
+    precisions = {g: base.precision(g) for g in base.groups}
+    evaluate = bench.evaluator.evaluate
     choice = with_neighbours(
-        bench.evaluator,
+        bench.graph,
         chosen.choice,
         base,
         bench.solver.solve,
         options,
+        _run_many(bench, settings) or (lambda plans: {name: evaluate(plan) for name, plan in plans.items()}),
         target=target,
         limit=limit,
+        cost=lambda groups: costs.total({**precisions, **groups}),
         progress=partial(_tell, watcher),
     )
     return replace(chosen, choice=choice, reached=choice.similarity >= target)

@@ -139,9 +139,13 @@ class TableScores:
 
     def accuracies(self, forms: Mapping[str, Form], watcher: Watcher) -> dict[str, Accuracy]:
         """The accuracy of each of *forms* on all labelled samples, measured once, in one pass over them; empty without labels."""
-        if self.bench.dataset.labels is None:
+        labels = self.bench.dataset.labels
+        if labels is None:
             return {}
-        keys = {name: f"accuracy {form.key}" for name, form in forms.items()}
+        seen = hashlib.sha256(
+            json.dumps(labels.tolist()).encode()
+        ).hexdigest()  # the state's own key does not know them
+        keys = {name: f"accuracy {form.key} {seen}" for name, form in forms.items()}
         missing = {keys[name]: form.run for name, form in forms.items() if keys[name] not in self._state}
         if missing:
             watcher.stage("measuring accuracy", len(self.bench.dataset))

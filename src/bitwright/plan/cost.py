@@ -25,14 +25,14 @@ _BITS: dict[Precision, tuple[int, int]] = {
 #: Of two plans that widen as many operators, the narrower one is cheaper.
 _OPS: dict[Precision, float] = {"w4a8": -0.01, "int8": 0.0, "int16": 0.99, "float": 1.0}
 #: The same of an operator that is int16 to begin with.
-_FROM_INT16: dict[Precision, float] = {**_OPS, "int16": 0.0}
+_FROM_INT16: dict[Precision, float] = {"w4a8": -0.02, "int8": -0.01, "int16": 0.0, "float": 1.0}
 #: Shares count operators too, a hundredth in all, so that one without multiply-accumulates or weights is not free.
 _OPS_IN_SHARES = 0.01
 _UNITS: dict[Metric, str] = {
-    "ops": "operators widened",
-    "macs": "share of the multiply-accumulates, by products of bits: from int8 to float 1",
-    "bytes": "share of the weight bytes: from int8 to float 1",
-    "latency": "more time, as a share of the int8 network's",
+    "ops": "operators widened beyond the tuned plan",
+    "macs": "share of the multiply-accumulates, by products of bits, beyond the tuned plan: from int8 to float 1",
+    "bytes": "share of the weight bytes, beyond the tuned plan: from int8 to float 1",
+    "latency": "time beyond the tuned plan, as a share of the int8 network's",
 }
 
 
@@ -64,12 +64,12 @@ def measure_costs(graph: Graph, plan: Plan, target: Target, metric: Metric) -> C
     `DataError` for a network that has nothing of what is counted.
     """
     measures: dict[Metric, Callable[[], Mapping[str, Mapping[Precision, float]]]] = {
-        "ops": lambda: {g: _OPS if plan.precision(g) != "int16" else _FROM_INT16 for g in plan.groups},
+        "ops": lambda: {g: _ops(plan, g) for g in plan.groups},
         "macs": lambda: _shares(plan, _macs(graph, plan), _mac_cost, "multiply-accumulates"),
         "bytes": lambda: _shares(plan, _weights(graph, plan), _byte_cost, "weights"),
         "latency": lambda: _latency(graph, plan, target),
     }
-    found = {g: (of, of.get(plan.precision(g), 0.0)) for g, of in measures[metric]().items()}
+    found = {g: (of, of[plan.precision(g)]) for g, of in measures[metric]().items()}
     return Costs(
         metric, _UNITS[metric], {g: {p: c - now for p, c in of.items()} for g, (of, now) in found.items()}
     )
@@ -108,7 +108,14 @@ def _shares(
     if total <= 0:
         raise _nothing(what)
     each = _OPS_IN_SHARES / len(plan.groups)
-    return {g: {p: amounts[g] / total * cost(p) + each * _OPS[p] for p in PRECISIONS} for g in plan.groups}
+    return {
+        g: {p: amounts[g] / total * cost(p) + each * _ops(plan, g)[p] for p in PRECISIONS}
+        for g in plan.groups
+    }
+
+
+def _ops(plan: Plan, group: str) -> dict[Precision, float]:
+    return _FROM_INT16 if plan.precision(group) == "int16" else _OPS
 
 
 def _nothing(what: str) -> DataError:
@@ -155,7 +162,8 @@ def _latency(graph: Graph, plan: Plan, target: Target) -> dict[str, dict[Precisi
     if total <= 0:
         raise _nothing("multiply-accumulates")
     return {
-        g: {p: (t - of["int8"]) / total + each * _OPS[p] for p, t in of.items()} for g, of in times.items()
+        g: {p: (t - of["int8"]) / total + each * _ops(plan, g)[p] for p, t in of.items()}
+        for g, of in times.items()
     }
 
 

@@ -13,21 +13,28 @@ from bitwright.graph.replay import Reads
 
 #: Activation functions: finite wherever their input is, so that no error becomes infinite on its way.
 FUNCTIONS = frozenset(
-    {
-        *("Clip", "Relu", "PRelu", "LeakyRelu", "ThresholdedRelu", "Shrink", "Elu", "Selu", "Celu"),
-        *(
-            "Sigmoid",
-            "HardSigmoid",
-            "LogSigmoid",
-            "HardSwish",
-            "Silu",
-            "Mish",
-            "Gelu",
-            "Softplus",
-            "Softsign",
-        ),
-        *("Tanh", "Erf"),
-    }
+    [
+        "Clip",
+        "Relu",
+        "PRelu",
+        "LeakyRelu",
+        "ThresholdedRelu",
+        "Shrink",
+        "Elu",
+        "Selu",
+        "Celu",
+        "Sigmoid",
+        "HardSigmoid",
+        "LogSigmoid",
+        "HardSwish",
+        "Silu",
+        "Mish",
+        "Gelu",
+        "Softplus",
+        "Softsign",
+        "Tanh",
+        "Erf",
+    ]
 )
 #: An operator of so many multiply-accumulates for each element of its output is run again for every unit of what it reads.
 _CHEAP_MACS = 32
@@ -39,13 +46,19 @@ def way_of(graph: Graph, reader: str, base: Reads) -> tuple[Op, ...]:
     Empty if there is none that alone reads what *reader* makes, without a quantized read of *base* between, or if *reader* is not cheap.
     """
     op = graph.op(reader)
-    if op.kind in FUNCTIONS:
+    if _is_activation_function(graph, op):
         return (op,)
     value = graph.value(op.outputs[0])
     if value.is_output or len(value.readers) != 1 or len(op.outputs) != 1 or not _is_cheap(graph, op):
         return ()
     after = graph.op(value.readers[0].op)
-    return (op, after) if after.kind in FUNCTIONS and (value.name, after.name) not in base else ()
+    return (
+        (op, after) if _is_activation_function(graph, after) and (value.name, after.name) not in base else ()
+    )
+
+
+def _is_activation_function(graph: Graph, op: Op) -> bool:
+    return op.kind in FUNCTIONS and graph.value(op.outputs[0]).info.is_float
 
 
 def _is_cheap(graph: Graph, op: Op) -> bool:
