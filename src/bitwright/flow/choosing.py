@@ -116,8 +116,10 @@ def choose_precisions(
     chosen = _without_needless(bench, chosen, target, costs, watcher)
     if chosen.reached or settings.cost != "ops" or not chosen.choice.groups:
         return chosen
-    chosen = _with_neighbours(bench, chosen, options, target, limit, settings, watcher)
-    return _without_needless(bench, chosen, target, costs, watcher)
+    beside = _with_neighbours(bench, chosen, options, target, limit, settings, watcher)
+    if beside.choice.groups == chosen.choice.groups:
+        return beside
+    return _without_needless(bench, beside, target, costs, watcher)
 
 
 def _chosen_unsketched(
