@@ -110,6 +110,27 @@ def test_only_the_operators_that_patterns_name_are_ranked(
     assert "Names look like 'conv1'" in error
 
 
+@pytest.mark.parametrize("verb", ["sensitivity", "tune"])
+def test_a_pattern_that_matches_nothing_is_said_where_nothing_is_searched_too(
+    bitwright: Command, model: Path, data: Path, tmp_path: Path, verb: str
+) -> None:
+    """The target was met already: the wrong name passed in silence."""
+    line = [
+        verb,
+        model,
+        "--data",
+        data,
+        "--expected-cos",
+        "0",
+        "--operators",
+        "dense*",
+        "-o",
+        tmp_path / "o",
+        "-q",
+    ]
+    assert "dense*" in bitwright(*line).error
+
+
 @pytest.mark.parametrize("loss", ["mse", "sqnr", "kl"])
 def test_operators_are_ranked_by_the_loss_asked_for(
     bitwright: Command, model: Path, data: Path, tmp_path: Path, loss: str

@@ -23,7 +23,7 @@ from bitwright.flow.outputs import (
     write_tables,
 )
 from bitwright.flow.progress import Silence, Watcher, counting
-from bitwright.flow.ranking import METRIC_SEARCH, Ranking, open_state, rank, state_path
+from bitwright.flow.ranking import METRIC_SEARCH, Ranking, chosen_groups, open_state, rank, state_path
 from bitwright.flow.result import Stage
 from bitwright.flow.settings import Settings
 from bitwright.graph.graph import Graph
@@ -74,6 +74,9 @@ def run_sensitivity(
     settings, watcher = settings or Settings(), watcher or Silence()
     folder = check_writable(Path(output))
     bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
+    chosen_groups(
+        bench, settings
+    )  # a wrong name is better said before the work, and where nothing is to be searched
     int8 = measured_int8(bench, watcher)
     if int8.cosine >= settings.expected_cos:
         result = SensitivityResult(

@@ -15,7 +15,7 @@ from bitwright.flow.choosing import choose_precisions, choose_thresholds, measur
 from bitwright.flow.exports import for_exports, make_exports
 from bitwright.flow.outputs import check_writable, write_search, write_tune
 from bitwright.flow.progress import Silence, Watcher
-from bitwright.flow.ranking import rank, state_path
+from bitwright.flow.ranking import chosen_groups, rank, state_path
 from bitwright.flow.result import Chosen, Stage, Tuned, integer_stage, with_accuracy
 from bitwright.flow.settings import Settings
 from bitwright.graph.graph import Graph
@@ -57,6 +57,9 @@ def tune(
     clock = _Clock()
     bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
     clock.lap("prepare")
+    chosen_groups(
+        bench, settings
+    )  # a wrong name is better said before the work, and where nothing is to be searched
     int8 = measured_int8(bench, watcher)
     clock.lap("int8")
     rows: tuple[Sensitivity, ...] = ()
