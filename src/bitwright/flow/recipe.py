@@ -17,18 +17,30 @@ class _Strict(BaseModel):
 
 
 class QuantizerRecipe(_Strict):
-    """How values are fake-quantized while training. *options*: of the observer (`averaging_constant`, `percentile`, …)."""
+    """How values are fake-quantized while training.
+
+    *observer*: None stands for `mse` where the scale is learned (`lsq`), else `min_max`. *options*: of the observer
+    (`averaging_constant`, `percentile`, …).
+    """
 
     fake_quant: str = "fake_quant"
-    observer: str = "min_max"
+    observer: str | None = None
     dtype: Literal["int4", "int8", "int16"] = "int8"
     power_of_two: bool = False
     group_size: PositiveInt | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def observer_name(self) -> str:
+        """The observer in use: a learned scale moves by some percent in a short training, so it has to start well."""
+        return self.observer or ("mse" if self.fake_quant == "lsq" else "min_max")
+
 
 class CalibrationRecipe(_Strict):
-    """The pass before training. *batches*: of the calibration data; 0: none, ranges start with the first training batch."""
+    """The pass before training. *batches*: of the calibration data; 0: none, ranges start with the first training batch.
+
+    *observer*, *options*: for activations; weights are calibrated by their own observer.
+    """
 
     batches: int = Field(default=20, ge=0)
     observer: str = "mse"

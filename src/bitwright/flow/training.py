@@ -112,7 +112,7 @@ class _Job:
         def config(part: QuantizerRecipe, constant: float) -> FakeQuantConfig:
             options = {"averaging_constant": constant, **part.options}
             return FakeQuantConfig(
-                part.fake_quant, part.observer, part.dtype, part.power_of_two, part.group_size, options
+                part.fake_quant, part.observer_name, part.dtype, part.power_of_two, part.group_size, options
             )
 
         qconfig = QConfig(config(activation, 0.01), config(weight, 1.0))
@@ -141,9 +141,7 @@ class _Job:
             power_of_two=r.activation.power_of_two,
             options=r.calibration.options,
         )
-        weight = r.weight.model_copy(
-            update={"fake_quant": "fake_quant", "observer": "min_max", "options": {}}
-        )
+        weight = r.weight.model_copy(update={"fake_quant": "fake_quant", "observer": r.weight.observer_name})
         model = self._prepared(self._setter(observing, weight)).eval()
         set_fake_quantize(model, FakeQuantState.CALIBRATION)
         source = self._source(r.data.calibration or r.data.train)
