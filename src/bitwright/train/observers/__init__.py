@@ -7,6 +7,7 @@ An observer sees `x: [groups, n]` and keeps `lo`, `hi`: `[groups]`. It never hea
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import import_module
@@ -110,9 +111,10 @@ class Observer(nn.Module, ABC):
         self._has_range = False
         self.steps.zero_()
 
-    def count_as(self, other: Observer) -> None:
-        """Weigh the range as if it came from as many steps as that of *other*."""
-        self.steps.copy_(other.steps)
+    def count_as(self, calibrated: Observer) -> None:
+        """Weigh the range as that of *calibrated*: it is no guess from a few batches, so the averaging constant alone decides from now on."""
+        settled = math.ceil(1.0 / self.averaging_constant) if self.averaging_constant else 0
+        self.steps.copy_(calibrated.steps.clamp(min=settled))
 
     def _agreed(self, lo: Tensor, hi: Tensor) -> Ends:
         """The range that all processes see, in training."""
