@@ -14,7 +14,7 @@ import yaml
 from tests.unit.cli_cases import Command
 
 import bitwright.flow.training as training
-from bitwright.errors import NumericsError
+from bitwright.errors import ModelError, NumericsError
 from bitwright.flow.progress import Silence
 from bitwright.flow.training_data import Source
 from bitwright.plan.plan import Plan
@@ -75,6 +75,31 @@ def generator():
 
 def unlabelled():
     return [data()[0]]
+
+def wide():
+    x, y = data()
+    return x.repeat(1, 2, 1, 1), y
+
+def bytes():
+    x, y = data()
+    return x.to(torch.uint8), y
+
+def one_hot():
+    x, y = data()
+    return x, nn.functional.one_hot(y, 3).float()
+
+class Torn(torch.utils.data.Dataset):
+    def __len__(self):
+        return 48
+
+    def __getitem__(self, i):
+        raise OSError(f"no picture {i}")
+
+def torn():
+    return Torn()
+
+def without_example():
+    return net()[0], None
 """
 
 
@@ -151,6 +176,37 @@ def test_learned_scales_int4_weights_float_parts_and_bf16(
     assert [plan.ops[name].precision for name in ("conv", "head")] == ["w4a8", "float"]
 
 
+def test_weights_are_calibrated_by_the_observer_that_the_recipe_names(folder: Path) -> None:
+    """They were calibrated by min_max whatever it said, and a learned scale stayed there."""
+    untrained = {"epochs": 1, "optimizer": {"rate": 1e-12}, "leave_float": ["head"]}
+
+    def scales(name: str, **weight: str) -> list[float]:
+        path = recipe(folder, weight={"fake_quant": "lsq", "dtype": "int4", **weight}, **untrained)
+        training.run_training(path, output=folder / name)
+        plan = Plan.load(folder / name / "net_qat.plan.json")
+        entry = next(v for n, v in plan.values.items() if v.role == "weight" and v.qparams is not None)
+        assert entry.qparams is not None
+        return list(entry.qparams.scale)
+
+    learned, by_extremes = scales("default"), scales("extremes", observer="min_max")
+    assert scales("mse", observer="mse") == learned
+    assert all(a <= b for a, b in zip(learned, by_extremes, strict=True))
+    assert learned != by_extremes
+
+
+def test_a_checkpoint_is_not_taken_up_after_the_float_weights_changed(folder: Path) -> None:
+    """The same file name was enough, and training went on from the old weights."""
+    net = training.import_model(f"{folder / f'net_{folder.name}.py'}:net")[1]
+    torch.save(net.state_dict(), folder / "float.pt")
+    path = recipe(folder, checkpoint="float.pt")
+    with pytest.raises(KeyboardInterrupt):
+        training.run_training(path, output=folder / "out", watcher=_Interrupted())
+    torch.save({k: v + 0.1 for k, v in net.state_dict().items()}, folder / "float.pt")
+
+    with pytest.raises(ModelError, match="expected a checkpoint of this recipe"):
+        training.run_training(path, output=folder / "out")
+
+
 class _Interrupted(Silence):
     """Stops the job when its second epoch begins."""
 
@@ -210,6 +266,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(
         ({"data": {"train": "CODE:uneven", "validation": "CODE:data"}}, "48 samples, 47 labels"),
         ({"data": {"train": "CODE:generator", "validation": "CODE:data"}}, "a generator is used up after one pass"),
         ({"data": {"train": "CODE:unlabelled", "validation": "CODE:data"}}, "expected batches (inputs, labels)"),
+        ({"data": {"train": "CODE:wide", "validation": "CODE:data"}}, "calibrating: expected a model that takes this batch; found RuntimeError"),
+        ({"data": {"train": "CODE:wide", "validation": "CODE:data"}, "calibration": {"batches": 0}}, "training, epoch 1, step 1: expected a model that takes"),
+        ({"data": {"train": "CODE:data", "validation": "CODE:bytes"}}, "measuring float: expected a model that takes this batch; found RuntimeError"),
+        ({"data": {"train": "CODE:data", "validation": "CODE:one_hot"}}, "expected one class index for each of 48 samples; found labels [48, 3]"),
+        ({"data": {"train": "CODE:torn", "validation": "CODE:data"}}, "expected samples that can be read and stacked; found OSError: no picture"),
+        ({"model": "CODE:without_example"}, "expected example inputs"),
         ({"data": {"train": "CODE:nothing", "validation": "CODE:data"}}, "expected file.py:name"),
     ],
 )  # fmt: skip

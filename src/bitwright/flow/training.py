@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitwright.errors import BitwrightError, DataError, ModelError, NumericsError
+from bitwright.errors import DataError, ModelError, NumericsError
 from bitwright.files import write_bytes
 from bitwright.flow.convert import convert, export
 from bitwright.flow.model_source import import_model, import_object, read_weights, source_text
@@ -22,7 +22,8 @@ from bitwright.flow.outputs import check_writable
 from bitwright.flow.prepare import prepare
 from bitwright.flow.progress import Silence, Watcher
 from bitwright.flow.recipe import QuantizerRecipe, Recipe, load_recipe
-from bitwright.flow.training_data import Batch, Source, open_source
+from bitwright.flow.training_calls import logits_of, loss_of, right_answers
+from bitwright.flow.training_data import Source, open_source
 from bitwright.flow.training_log import TrainingLog
 from bitwright.flow.training_result import Trained, write_training
 from bitwright.graph.device import usable_device
@@ -35,6 +36,7 @@ from bitwright.plan.qconfig import (
 )
 from bitwright.plan.target import load_target
 from bitwright.train.control import load_observer_params, set_fake_quantize
+from bitwright.train.fake_quants.lsq import Lsq
 from bitwright.train.prepared import PreparedModel
 from bitwright.train.states import FakeQuantState
 
@@ -109,13 +111,13 @@ class _Job:
         return open_source(spec, self.recipe.data.batch_size)
 
     def _setter(self, activation: QuantizerRecipe, weight: QuantizerRecipe) -> list[QconfigSetter]:
-        def config(part: QuantizerRecipe, constant: float) -> FakeQuantConfig:
-            options = {"averaging_constant": constant, **part.options}
+        def config(part: QuantizerRecipe, **options: Any) -> FakeQuantConfig:
+            own = {**options, **part.options}
             return FakeQuantConfig(
-                part.fake_quant, part.observer_name, part.dtype, part.power_of_two, part.group_size, options
+                part.fake_quant, part.observer_name, part.dtype, part.power_of_two, part.group_size, own
             )
 
-        qconfig = QConfig(config(activation, 0.01), config(weight, 1.0))
+        qconfig = QConfig(config(activation), config(weight, averaging_constant=1.0))
         setters: list[QconfigSetter] = [UniformQconfigSetter(qconfig, "recipe")]
         if self.recipe.leave_float:
             setters.insert(0, ModuleNameQconfigSetter(dict.fromkeys(self.recipe.leave_float)))
@@ -150,7 +152,7 @@ class _Job:
             for count, batch in enumerate(source.batches(seed=r.seed)):
                 if count == r.calibration.batches:
                     break
-                _call(model, batch, self.device)
+                logits_of(model, batch, self.device, "calibrating")
                 self.watcher.advance()
         set_fake_quantize(model, FakeQuantState.VALIDATION)
         return model
@@ -187,17 +189,14 @@ class _Job:
         model.load_state_dict(best)
         set_fake_quantize(model.eval(), FakeQuantState.VALIDATION)
 
-    def _optimizer(self, model: nn.Module, steps: int) -> tuple[torch.optim.Optimizer, Any]:
+    def _optimizer(self, model: PreparedModel, steps: int) -> tuple[torch.optim.Optimizer, Any]:
         r = self.recipe.optimizer
-        learned = {
-            n for n, _ in model.named_parameters() if n.endswith(("fake_quant.scale", "process.scale"))
-        }
+        # A learned scale is no weight, and is not pulled towards zero; PACT's threshold is, as its paper says.
+        scales = [q.scale for _, q in model.quantizers if isinstance(q, Lsq)]
+        rest = [p for p in model.parameters() if not any(p is scale for scale in scales)]
         groups = [
-            {
-                "params": [p for n, p in model.named_parameters() if n not in learned],
-                "weight_decay": r.weight_decay,
-            },
-            {"params": [p for n, p in model.named_parameters() if n in learned], "weight_decay": 0.0},
+            {"params": rest, "weight_decay": r.weight_decay},
+            {"params": scales, "weight_decay": 0.0},
         ]
         optimizer: torch.optim.Optimizer
         if r.name == "sgd":
@@ -213,7 +212,10 @@ class _Job:
         total, count = 0.0, 0
         for batch in self.train_data.batches(seed=self.recipe.seed + epoch):
             optimizer.zero_grad()
-            loss = self._loss_of(model, batch, f"training, epoch {epoch + 1}, step {count + 1}")
+            where = f"training, epoch {epoch + 1}, step {count + 1}"
+            with self._autocast():
+                logits = logits_of(model, batch, self.device, where)
+                loss = loss_of(self.loss, logits, batch.labels.to(self.device), where)
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise self._diverged(epoch, count, value)
@@ -227,29 +229,6 @@ class _Job:
                 "data.train", expected="at least one batch", found="none", remedy="Check the recipe."
             )
         return total / count
-
-    def _loss_of(self, model: nn.Module, batch: Batch, where: str) -> Tensor:
-        """The loss of one batch, a scalar. *raises* `ModelError` for whatever the user's code raises."""
-        try:
-            with self._autocast():
-                loss = self.loss(_call(model, batch, self.device), batch.labels.to(self.device))
-        except BitwrightError:
-            raise
-        except Exception as e:  # the model, the loss and the data are the user's
-            raise ModelError(
-                where,
-                expected="a model and a loss that take this batch",
-                found=f"{type(e).__name__}: {' '.join(str(e).split())[:200]}",
-                remedy="Check the shapes of inputs and labels, and the loss.",
-            ) from e
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise ModelError(
-                where,
-                expected="a loss that is one number",
-                found=f"{type(loss).__name__} {list(getattr(loss, 'shape', []))}",
-                remedy="Return the mean over the batch.",
-            )
-        return loss.reshape(())
 
     def _autocast(self) -> Any:
         if self.recipe.amp == "none":
@@ -268,10 +247,12 @@ class _Job:
     # --- checkpoints -----------------------------------------------------------------------------------------
 
     def _digest(self) -> str:
-        """What a checkpoint depends on: the recipe, and the code of the model and the training data."""
-        parts = [self.recipe.model_dump_json(exclude={"device"})]
-        parts += [source_text(s) for s in (self.recipe.model, self.recipe.data.train) if ".py:" in s]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        """What a checkpoint depends on: the recipe, the weights that it begins with, and the code that it names."""
+        r = self.recipe
+        named = [r.model, r.data.train, r.data.validation, r.data.calibration, r.loss]
+        parts = [r.model_dump_json(exclude={"device"}), *(source_text(s) for s in named if s and ".py:" in s)]
+        weights = b"" if r.checkpoint is None else Path(r.checkpoint).read_bytes()
+        return hashlib.sha256("\n".join(parts).encode() + weights).hexdigest()
 
     def _save(self, model: nn.Module, optimizer: Any, schedule: Any, result: Trained, best: Any) -> None:
         buffer = io.BytesIO()
@@ -321,8 +302,7 @@ class _Job:
         self.watcher.stage(title, self.validation.length())
         with torch.no_grad():
             for batch in self.validation.batches():
-                found = _call(model, batch, self.device).argmax(1).cpu()
-                right += int((found == batch.labels.cpu()).sum())
+                right += right_answers(logits_of(model, batch, self.device, title), batch.labels, title)
                 total += len(batch.labels)
                 self.watcher.advance()
         if not total:
@@ -332,28 +312,12 @@ class _Job:
         return right / total
 
 
-def _call(model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
-    output = model(*[x.to(device) for x in batch.inputs], **{k: x.to(device) for k, x in batch.named.items()})
-    if isinstance(output, (tuple, list)):
-        output = output[0]
-    if isinstance(output, dict):
-        output = next(iter(output.values()))
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        raise ModelError(
-            "model",
-            expected="logits [n, classes] as the first output",
-            found=f"{type(output).__name__} {list(getattr(output, 'shape', []))}",
-            remedy="`bitwright train` is for classification; use the Python API in a loop of your own otherwise.",
-        )
-    return output
-
-
 def _moved(example: Any, device: torch.device) -> Any:
     if isinstance(example, Tensor):
         return example.to(device)
     if isinstance(example, dict):
         return {k: _moved(v, device) for k, v in example.items()}
-    return tuple(_moved(v, device) for v in example)
+    return tuple(_moved(v, device) for v in example) if isinstance(example, (tuple, list)) else example
 
 
 def _loss(spec: str) -> Any:
