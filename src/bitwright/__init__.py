@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from bitwright.ops.table import with_tables as with_tables
     from bitwright.plan.assign import assign as assign
     from bitwright.plan.plan import Plan as Plan
+    from bitwright.plan.qconfig import UNSET as UNSET
     from bitwright.plan.qconfig import ModuleNameQconfigSetter as ModuleNameQconfigSetter
     from bitwright.plan.qconfig import QConfig as QConfig
     from bitwright.plan.qconfig import get_default_qconfig as get_default_qconfig
@@ -134,6 +135,7 @@ _HOMES = {
     "Statistics": "calibrate.statistics",
     "TableSettings": "numerics.lut",
     "Target": "plan.target",
+    "UNSET": "plan.qconfig",
     "assign": "plan.assign",
     "build_tables": "flow.tables",
     "calibration_4bit_weight_8bit_act_qconfig_setter": "plan.setters",

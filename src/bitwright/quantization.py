@@ -8,6 +8,7 @@ from bitwright.flow.convert import convert as convert
 from bitwright.flow.convert import export as export
 from bitwright.flow.prepare import prepare as prepare
 from bitwright.numerics.lut import TableSettings as TableSettings
+from bitwright.plan.qconfig import UNSET as UNSET
 from bitwright.plan.qconfig import ModuleNameQconfigSetter as ModuleNameQconfigSetter
 from bitwright.plan.qconfig import QConfig as QConfig
 from bitwright.plan.qconfig import get_default_qconfig as get_default_qconfig

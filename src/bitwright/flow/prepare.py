@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
 
 from bitwright.errors import ModelError
 from bitwright.flow.bench import read_model
 from bitwright.flow.wishes import Choice, attributes_of, choose, granted, report_of
-from bitwright.graph.graph import Graph
+from bitwright.graph.graph import Graph, GraphInput
 from bitwright.graph.op import Op
 from bitwright.graph.replay import Replay
 from bitwright.importers.torch_export import bind_example
@@ -89,14 +90,36 @@ def _check_parameters(model: nn.Module) -> None:
     """*raises* `ModelError` for parameters that are not float32, and for weights that are computed at every call."""
     check_float32(model)
     for path, module in model.named_modules():
-        hooks = [type(h).__name__ for h in module._forward_pre_hooks.values()]
-        if hasattr(module, "parametrizations") or {"WeightNorm", "SpectralNorm"} & set(hooks):
+        found = _computed_weight(module)
+        if found is not None:
             raise ModelError(
                 path or type(model).__name__,
                 expected="weights that are parameters: their codes are what the chip holds",
-                found="a parametrization (weight norm, spectral norm, …), which computes the weight at every call",
-                remedy="Remove it first: torch.nn.utils.parametrize.remove_parametrizations(module, 'weight').",
+                found=f"{found[0]}, which computes the weight at every call",
+                remedy=f"Remove it first: {found[1]}.",
             )
+
+
+#: Kind of hook that computes a weight -> what takes it away.
+_HOOKS = {
+    "WeightNorm": "torch.nn.utils.remove_weight_norm(module)",
+    "SpectralNorm": "torch.nn.utils.remove_spectral_norm(module)",
+}
+
+
+def _computed_weight(module: nn.Module) -> tuple[str, str] | None:
+    """What computes a weight of *module* at every call, and the call that takes it away; None: nothing does."""
+    if isinstance(parametrizations := getattr(module, "parametrizations", None), nn.ModuleDict):
+        name = next(iter(parametrizations))
+        call = f"torch.nn.utils.parametrize.remove_parametrizations(module, {name!r})"
+        return f"a parametrization of {name} (weight norm, spectral norm, …)", call
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod):
+            name = str(getattr(hook, "_tensor_name", "weight"))
+            return f"a pruning mask on {name}", f"torch.nn.utils.prune.remove(module, {name!r})"
+        if type(hook).__name__ in _HOOKS:
+            return type(hook).__name__, _HOOKS[type(hook).__name__]
+    return None
 
 
 def _take_modes(prepared: PreparedModel, model: object) -> None:
@@ -173,12 +196,31 @@ def _example(model: object, graph: Graph, example_inputs: Any) -> dict[str, Tens
     if isinstance(model, nn.Module) and not isinstance(model, Graph):
         tensors = bind_example(model, example_inputs).tensors.values()
         return {n: t.detach().cpu().clone() for n, t in zip(names, tensors, strict=True)}
-    if isinstance(example_inputs, Mapping):
-        return {n: example_inputs[n].detach().cpu() for n in names}
-    if example_inputs is not None:
-        given = example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
-        return {n: t.detach().cpu() for n, t in zip(names, given, strict=True)}
-    return {i.name: torch.zeros([d or 1 for d in i.shape], dtype=i.dtype) for i in graph.info.inputs}
+    if example_inputs is None:
+        return {i.name: torch.zeros([d or 1 for d in i.shape], dtype=i.dtype) for i in graph.info.inputs}
+    given = example_inputs
+    if not isinstance(given, Mapping):
+        listed = given if isinstance(given, (tuple, list)) else (given,)
+        given = dict(zip(names, listed, strict=False)) if len(listed) == len(names) else {}
+    for spec in graph.info.inputs:
+        _check_example(given.get(spec.name), spec, names)
+    return {n: given[n].detach().cpu() for n in names}
+
+
+def _check_example(x: object, spec: GraphInput, names: Sequence[str]) -> None:
+    fits = (
+        isinstance(x, Tensor)
+        and x.dim() == len(spec.shape)
+        and all(d is None or d == n for d, n in zip(spec.shape, x.shape, strict=True))
+    )
+    if not fits:
+        shape = "x".join("N" if d is None else str(d) for d in spec.shape)
+        raise ModelError(
+            f"example inputs, {spec.name}",
+            expected=f"a tensor of {shape} for it; the inputs are {', '.join(names)}",
+            found=f"a tensor of {'x'.join(map(str, x.shape))}" if isinstance(x, Tensor) else type(x).__name__,
+            remedy="Give a tensor for each input, in this order or as a mapping from these names.",
+        )
 
 
 def _few(example: dict[str, Tensor], graph: Graph) -> dict[str, Tensor]:

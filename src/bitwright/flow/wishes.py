@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bitwright.errors import PlanError, UnknownName
+from bitwright.errors import BitwrightError, PlanError, UnknownName
 from bitwright.graph.graph import Graph
 from bitwright.graph.op import Op
 from bitwright.plan.plan import Plan
@@ -74,11 +74,34 @@ def _choice(op: Op, attributes: Mapping[str, QConfig | None], setters: Sequence[
         return Choice(attributes[path], f"{path or 'model'}.qconfig", _ATTRIBUTE + len(path))
     for setter in setters:
         name = _listed(op, setter)
-        answer = setter(name, op.author_kind)
+        answer = _answer(setter, name, op.author_kind)
         if not isinstance(answer, Unset):
             named = isinstance(setter, (ModuleNameQconfigSetter, SensitiveOpsQconfigSetter))
             return Choice(answer, str(setter), setter.closeness(name) if named else 0)  # type: ignore[attr-defined]
     return Choice(None, "no setter and no qconfig attribute")
+
+
+def _answer(setter: QconfigSetter, name: str, kind: str) -> QConfig | Unset | None:
+    """What *setter*, which may be the user's, says. *raises* `PlanError` for whatever it raises or else returns."""
+    try:
+        answer = setter(name, kind)
+    except BitwrightError:
+        raise
+    except Exception as e:
+        raise PlanError(
+            f"setter {setter}, operator {name}",
+            expected="a function of (name, kind)",
+            found=f"{type(e).__name__}: {e}",
+            remedy="Mend it; it returns a QConfig, None for float, or bitwright.UNSET to leave it to the next setter.",
+        ) from e
+    if not isinstance(answer, (QConfig, Unset, type(None))):
+        raise PlanError(
+            f"setter {setter}, operator {name}",
+            expected="a QConfig (get_default_qconfig(...)), None for float, or bitwright.UNSET",
+            found=repr(answer)[:60],
+            remedy="Return one of these.",
+        )
+    return answer
 
 
 def _listed(op: Op, setter: QconfigSetter) -> str:

@@ -70,8 +70,8 @@ def graph_of(records: list[Record]) -> fx.Graph:
 
 
 def keep_state(made: nn.Module, source: nn.Module, memo: dict[int, Any] | None) -> None:
-    """Give *made* what fx leaves behind: parameters and buffers of *source* that no operator reads, and which buffers stay
-    out of checkpoints. *memo*: of the deep copy that is being made.
+    """Give *made* what fx leaves behind: parameters and buffers of *source* that no operator reads, the order of all, and which
+    buffers stay out of checkpoints. *memo*: of the deep copy that is being made.
     """
     held = {*made.state_dict(keep_vars=True)}
     state = source.state_dict(keep_vars=True)
@@ -89,5 +89,18 @@ def keep_state(made: nn.Module, source: nn.Module, memo: dict[int, Any] | None) 
     modules = dict(made.named_modules())
     for path, module in source.named_modules():
         target = modules.get(path)
-        if target is not None and module._non_persistent_buffers_set:
+        if target is None:
+            continue
+        _order_as(target, module)
+        if module._non_persistent_buffers_set:
             target._non_persistent_buffers_set |= module._non_persistent_buffers_set & target._buffers.keys()
+
+
+def _order_as(made: nn.Module, source: nn.Module) -> None:
+    """Put parameters, buffers and submodules in the order of *source*: optimizers know parameters by their place."""
+    for held in ("_parameters", "_buffers", "_modules"):
+        own: dict[str, Any] = vars(made)[held]
+        ordered = {name: own[name] for name in vars(source)[held] if name in own}
+        ordered |= own
+        own.clear()
+        own.update(ordered)

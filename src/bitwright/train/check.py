@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bitwright.errors import BitwrightError, ModelError
 from bitwright.files import write_text
 from bitwright.graph.graph import Graph
 from bitwright.table import Column, Table
@@ -73,13 +74,18 @@ def _run(prepared: PreparedModel, example_inputs: Any) -> None:
         for quantizer, _ in states:
             quantizer.state = FakeQuantState.FLOAT
         prepared.eval()
+        given = example_inputs if isinstance(example_inputs, (tuple, list, dict)) else (example_inputs,)
         with torch.no_grad():
-            if isinstance(example_inputs, dict):
-                prepared(**example_inputs)
-            else:
-                prepared(
-                    *(example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,))
-                )
+            prepared(**given) if isinstance(given, dict) else prepared(*given)
+    except BitwrightError:
+        raise
+    except Exception as e:  # whatever torch says of inputs that do not fit
+        raise ModelError(
+            "check_qat_model, example_inputs",
+            expected="inputs that the model accepts",
+            found=f"{type(e).__name__}: {' '.join(str(e).split())[:200]}",
+            remedy="Give a batch like the one that prepare() was given.",
+        ) from e
     finally:
         for quantizer, state in states:
             quantizer.state = state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from bitwright.errors import ModelError, PlanError, UnknownName
 from bitwright.table import Column, Table
 from bitwright.train.fake_quants import Quantizer
-from bitwright.train.observers.fixed_scale import FixedScale
 from bitwright.train.observers.histogram import Histogram
 from bitwright.train.prepared import Place, PreparedModel, quantizers_of
 from bitwright.train.states import FakeQuantState, ModeNotice
@@ -43,6 +42,19 @@ def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
         quantizer.state, quantizer.notice = state, notice
     if state.wants_eval and model.training:
         notice.give(state)
+    if state is FakeQuantState.CALIBRATION:
+        _warn_of_fixed(found)
+
+
+def _warn_of_fixed(quantizers: Sequence[Quantizer]) -> None:
+    fixed = [q.value for q in quantizers if q.observer.averaging_constant == 0.0 and not q.observer.is_given]
+    if fixed:
+        warnings.warn(
+            f"calibrating with averaging constant 0: the range of {len(fixed)} values ({fixed[0]}, …) is that of the first batch, or"
+            " stays as it was loaded. Calibrate a model that was prepared with default_calibration_qconfig_setter, then"
+            " load_observer_params.",
+            stacklevel=3,
+        )
 
 
 #: Path of a quantizer, and the quantizer.
@@ -100,7 +112,7 @@ def _load(source: Quantizer | None, target: Quantizer | None) -> str:
         return "not calibrated"
     if source.groups != target.groups:
         return "another granularity"
-    if isinstance(target.observer, FixedScale):
+    if target.observer.is_given:
         return "kept its fixed scale"
     if source.is_weight and source.is_folded != target.is_folded:
         return "taken anew: batch normalisation is folded in one of the models"
@@ -188,6 +200,5 @@ def reset_scale(
     for quantizer in found:
         if quantizer.has_range:
             assert isinstance(quantizer.observer, Histogram)
-            quantizer.observer.method, quantizer.observer.percentile = method, percentile
-            quantizer.observer.set_range(*quantizer.observer.range_by(method, percentile))
+            quantizer.observer.reset(method, percentile)
             quantizer.take_range()

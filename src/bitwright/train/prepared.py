@@ -19,6 +19,7 @@ from bitwright.ops.table import replace_operator
 from bitwright.plan.plan import Plan
 from bitwright.plan.target import Target
 from bitwright.table import Table
+from bitwright.train.checkpoint import FORMAT, format_of, text_at
 from bitwright.train.fake_quants import Quantizer
 
 
@@ -138,12 +139,25 @@ class PreparedModel(fx.GraphModule):
     # --- checkpoints -----------------------------------------------------------------------------------------
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        self._check_formats(state_dict, prefix)
         own = {f"{prefix}{key}" for key in self._quantizer_keys()}
         from_float = not own & set(state_dict)
         self.__dict__["_excused"] = own if from_float else set()
         if from_float and self._would_change(state_dict, prefix):
             self._forget_ranges()
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _check_formats(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """*raises* `ModelError` for scales of other formats, before anything is loaded."""
+        for path, quantizer in self.quantizers:
+            own, found = format_of(quantizer.spec), text_at(state_dict, f"{prefix}{path}.{FORMAT}")
+            if found is not None and found != own:
+                raise ModelError(
+                    f"checkpoint, {prefix}{path}",
+                    expected=f"a scale of {own}",
+                    found=f"one of {found}",
+                    remedy="Load it into a model that was prepared alike, then load_observer_params, which converts ranges.",
+                )
 
     def _would_change(self, state_dict: Mapping[str, Any], prefix: str) -> bool:
         new = ((p, state_dict.get(f"{prefix}{name}")) for name, p in self.named_parameters())

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import import_module
+from numbers import Real
 from pkgutil import iter_modules
 from typing import Any, Literal
 
@@ -38,6 +39,8 @@ class Observer(nn.Module, ABC):
     agreement: Literal["widest", "mean"] = "mean"
     #: Whether `batch_range` copes with NaN and infinity; if not, such batches are kept from it.
     copes_with_nan = False
+    #: Whether the range is one that the user fixed: nothing that is loaded changes it.
+    is_given = False
     lo: Tensor
     hi: Tensor
     steps: Tensor
@@ -116,6 +119,11 @@ class Observer(nn.Module, ABC):
         settled = math.ceil(1.0 / self.averaging_constant) if self.averaging_constant else 0
         self.steps.copy_(calibrated.steps.clamp(min=settled))
 
+    def is_same(self, state_dict: Mapping[str, Any], prefix: str) -> bool:
+        """Whether *state_dict* has this very range under *prefix*."""
+        ends = [(state_dict.get(f"{prefix}{name}"), own) for name, own in (("lo", self.lo), ("hi", self.hi))]
+        return all(isinstance(x, Tensor) and torch.equal(x.to(own), own) for x, own in ends)
+
     def _agreed(self, lo: Tensor, hi: Tensor) -> Ends:
         """The range that all processes see, in training."""
         if not self.training:
@@ -123,7 +131,7 @@ class Observer(nn.Module, ABC):
         ends = over_processes(torch.stack([-lo, hi]), self.agreement)
         return -ends[0], ends[1]
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self._has_range = bool(self.steps > 0)
 
@@ -158,22 +166,40 @@ OBSERVERS: Registry[type[Observer]] = Registry("observer")
 
 
 def make_observer(name: str, spec: QuantSpec, groups: int, options: Mapping[str, Any]) -> Observer:
-    """The observer called *name*. *raises* `UnknownName` for a name or an option that it does not have."""
-    make = OBSERVERS.get(name, where="observer")
-    known = observer_options(name)
-    for option in options:
+    """The observer called *name*.
+
+    *raises* `UnknownName` for a name or an option that it does not have, `NumericsError` for an option that is out of range or no number.
+    """
+    make, known = OBSERVERS.get(name, where="observer"), _options(name)
+    for option, value in options.items():
         if option not in known:
-            raise UnknownName(f"observer {name!r}", kind="option", name=option, known=known)
+            raise UnknownName(f"observer {name!r}", kind="option", name=option, known=sorted(known))
+        if _is_number(known[option]) and not _is_number(value):
+            raise NumericsError(
+                f"observer {name!r}, option {option}",
+                expected="a number",
+                found=repr(value),
+                remedy="Write a number; in YAML 1.0e-2, not 1e-2, which YAML reads as text.",
+            )
     return make(spec, groups, **options)
 
 
 def observer_options(name: str) -> list[str]:
     """The options of the observer called *name*. *raises* `UnknownName`."""
+    return sorted(_options(name))
+
+
+def _options(name: str) -> dict[str, Any]:
+    """Option -> its default."""
     own = inspect.signature(OBSERVERS.get(name, where="observer")).parameters.values()
     shared = (
         inspect.signature(Observer).parameters.values() if any(p.kind is p.VAR_KEYWORD for p in own) else ()
     )
-    return sorted({p.name for p in (*own, *shared) if p.kind is p.KEYWORD_ONLY})
+    return {p.name: p.default for p in (*own, *shared) if p.kind is p.KEYWORD_ONLY}
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, Real) and not isinstance(x, bool)
 
 
 for _module in iter_modules(__path__):

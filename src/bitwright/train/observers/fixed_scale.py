@@ -18,6 +18,7 @@ class FixedScale(Observer):
     """
 
     copes_with_nan = True
+    is_given = True
 
     def __init__(
         self,
@@ -39,8 +40,8 @@ class FixedScale(Observer):
                 remedy='Give for example {"scale": 1 / 128}.',
             )
         if threshold is not None:
-            scale = threshold / ((d.qmax + 1) if d.signed else d.qmax)
-        given = torch.as_tensor(scale, dtype=torch.float32).reshape(-1)
+            scale = _numbers(threshold) / ((d.qmax + 1) if d.signed else d.qmax)
+        given = _numbers(scale)
         if given.numel() not in (1, groups):
             raise NumericsError(
                 "observer 'fixed_scale'",
@@ -75,3 +76,13 @@ class FixedScale(Observer):
         d = self.spec.dtype
         low = -d.qmax if self.spec.symmetric else d.qmin - self.zero_point
         return self.fixed * low, self.fixed * (d.qmax - self.zero_point)
+
+
+def _numbers(x: object) -> Tensor:
+    """*x*, a number, a list or a tensor: `[n]` float32. *raises* `NumericsError`."""
+    try:
+        return torch.as_tensor(x, dtype=torch.float32).reshape(-1)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise NumericsError(
+            "observer 'fixed_scale'", expected="numbers", found=repr(x), remedy="Give for example 1 / 128."
+        ) from e
