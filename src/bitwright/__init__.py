@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bitwright.flow.calibration import run_calibration as run_calibration
     from bitwright.flow.convert import QuantizedModel as QuantizedModel
     from bitwright.flow.convert import convert as convert
-    from bitwright.flow.convert import export as export
+    from bitwright.flow.export import export as export
     from bitwright.flow.joint import run_joint as run_joint
     from bitwright.flow.luts import run_luts as run_luts
     from bitwright.flow.prepare import prepare as prepare
@@ -152,7 +152,7 @@ _HOMES = {
     "default_qat_fixed_act_qconfig_setter": "plan.setters",
     "default_qat_qconfig_setter": "plan.setters",
     "explain": "search.interactions",
-    "export": "flow.convert",
+    "export": "flow.export",
     "export_float": "exporters.onnx_float",
     "export_integer": "exporters.integer",
     "export_qdq": "exporters.onnx_qdq",

@@ -5,7 +5,7 @@ from bitwright.quantization import FakeQuantState, get_default_qconfig, prepare,
 
 from bitwright.flow.convert import QuantizedModel as QuantizedModel
 from bitwright.flow.convert import convert as convert
-from bitwright.flow.convert import export as export
+from bitwright.flow.export import export as export
 from bitwright.flow.prepare import prepare as prepare
 from bitwright.numerics.lut import TableSettings as TableSettings
 from bitwright.plan.qconfig import UNSET as UNSET

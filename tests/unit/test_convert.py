@@ -8,9 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from tests.unit.qat_cases import (
@@ -29,7 +27,6 @@ from torch import Tensor, nn
 
 from bitwright import (
     FakeQuantState,
-    Plan,
     PreparedModel,
     QuantizedModel,
     Replay,
@@ -41,10 +38,9 @@ from bitwright import (
     quantized_reads,
     set_fake_quantize,
 )
-from bitwright.errors import DataError, ModelError, OutputError, PlanError
+from bitwright.errors import DataError, ModelError, PlanError
 from bitwright.flow.convert import decided
 from bitwright.numerics.rounding import Rounding
-from bitwright.runtime.session import Session
 from bitwright.train.fake_quants import Quantizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -375,49 +371,6 @@ def test_learned_numbers_that_are_not_finite_are_an_error() -> None:
     assert type(caught.value).__name__ == "NumericsError"
 
 
-# --- the file ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_the_exported_file_is_proven_and_its_plan_can_be_read(target: str, tmp_path: Path) -> None:
-    model = trained(prepare(small(), pixels(2), of_kind("fake_quant"), target=target), pixels())
-    exported = export(model, tmp_path / "net.onnx")
-
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "net.plan.json"]
-    assert Plan.load(tmp_path / "net.plan.json") == exported.plan == convert(model).plan
-    assert exported.plan.target == target
-    assert all(op.holds for op in exported.proof.per_op)
-
-
-def test_onnx_runtime_computes_from_the_file_what_the_module_computes(tmp_path: Path) -> None:
-    model = trained(prepared(), pixels())
-    export(model, tmp_path / "net.onnx")
-    file = onnx.load(tmp_path / "net.onnx")
-    onnx.checker.check_model(file, full_check=True)
-    found = Session(file).run({"x": pixels()})
-    options = onnxruntime.SessionOptions()
-    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), options, ["CPUExecutionProvider"])
-    (plain_session,) = session.run(None, {"x": pixels().numpy()})
-
-    assert np.array_equal(next(iter(found.values())), convert(model)(pixels()).numpy())
-    np.testing.assert_allclose(plain_session, convert(model)(pixels()).numpy(), atol=0.05)
-
-
-def test_the_module_saves_the_file_that_export_writes(tmp_path: Path) -> None:
-    model = trained(prepared(), pixels())
-    export(model, tmp_path / "exported.onnx")
-    convert(model).save(tmp_path / "saved.onnx")
-
-    assert (tmp_path / "saved.onnx").read_bytes() == (tmp_path / "exported.onnx").read_bytes()
-
-
-def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-
-    with pytest.raises(OutputError):
-        export(calibrate(prepared(), pixels()), tmp_path / "file" / "net.onnx")
-
-
 def test_a_model_from_an_onnx_file_is_trained_and_exported(tmp_path: Path) -> None:
     onnx.save(export_float(capture(small(), pixels(2))), tmp_path / "float.onnx")
     model = prepare(tmp_path / "float.onnx")
@@ -428,31 +381,3 @@ def test_a_model_from_an_onnx_file_is_trained_and_exported(tmp_path: Path) -> No
 
     assert losses[-1] < losses[0]
     assert most <= 1
-
-
-# --- in integers alone -------------------------------------------------------------------------------------------
-
-
-def test_a_trained_model_is_exported_in_integers_with_its_tables(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 8), nn.Softmax(-1))
-    x = torch.randn(64, 5, 8)
-    model = calibrate(prepare(module, x, of_kind("lsq"), target="generic"), x)
-    written = export(model, tmp_path / "net_integer.onnx", integers=True)
-
-    assert written.islands == {}
-    assert max(d.steps for d in written.proof.per_op) <= 1
-    tables = {n: e.table for n, e in written.plan.ops.items() if e.table is not None}
-    assert {n.rpartition(".")[2] for n in tables} >= {"rsqrt", "exp", "reciprocal"}
-    set_fake_quantize(model.eval(), FakeQuantState.VALIDATION)
-    session = Session(written.path)
-    found = torch.from_numpy(session.run({session.inputs[0]: x})[session.outputs[0]])
-    torch.testing.assert_close(found, model(x).detach(), atol=2 / 127, rtol=0)
-
-
-def test_what_has_no_integer_form_is_named(tmp_path: Path) -> None:
-    module, x = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)), torch.randn(64, 8)
-    model = calibrate(prepare(module, x, of_kind("fake_quant"), target="onnxruntime"), x)
-
-    islands = export(model, tmp_path / "net.onnx", integers=True).islands
-    assert islands == {"1": "LayerNorm has no integer form"}

@@ -1,11 +1,11 @@
-"""From a trained prepared model to what runs on integers: the plan, the QDQ file, a callable int8 module."""
+"""From a trained prepared model to what runs on integers: the plan, and a callable int8 module."""
 
 from __future__ import annotations
 
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from bitwright.calibrate.biases import bias_entry
-from bitwright.calibrate.statistics import Statistics
 from bitwright.errors import DataError, PlanError
-from bitwright.exporters.integer import lower
 from bitwright.exporters.onnx_float import save_model
 from bitwright.exporters.onnx_qdq import export_qdq
 from bitwright.flow.outputs import check_writable
-from bitwright.flow.tables import build_tables, settled
 from bitwright.graph.graph import Graph, GraphInput
 from bitwright.numerics.affine import THRESHOLD_FLOOR
 from bitwright.numerics.spec import QParams
 from bitwright.ops.batchnorm import channels_of, fold_factor, over_channels, times_channels
-from bitwright.ops.table import with_tables, without_tables
+from bitwright.ops.table import without_tables
 from bitwright.plan.plan import Plan, ValueEntry
 from bitwright.plan.reads import is_quantized
 from bitwright.rewrite.fold_batchnorm import fold_batchnorm
-from bitwright.runtime.proof import Proof
 from bitwright.runtime.session import Session
-from bitwright.runtime.verify import verify
 from bitwright.train.fake_quants import Quantizer
 from bitwright.train.prepared import Place, PreparedModel, check_float32, prepared_in
 from bitwright.train.states import FakeQuantState
@@ -154,7 +149,7 @@ class _Decision:
         return all(is_quantized(self.facts.plan, r.op) for r in self.graph.value(name).readers)
 
 
-def _warn_of_saturation(plan: Plan) -> None:
+def warn_of_saturation(plan: Plan) -> None:
     """Tells whoever called the function that calls this one."""
     values = plan.values.items()
     found = [f"{name} ({e.why})" for name, e in values if e.role == "bias" and e.qparams and e.why]
@@ -271,40 +266,5 @@ def convert(model: nn.Module) -> QuantizedModel:
     *raises* `PlanError` for observers that never ran, `ModelError` for operators without an ONNX form.
     """
     found = decided(model)
-    _warn_of_saturation(found.plan)
+    warn_of_saturation(found.plan)
     return QuantizedModel.of(found.graph, found.plan, export_qdq(found.graph, found.plan))
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A written model and its proof. *islands*: operators of an integer file that stayed float -> why."""
-
-    path: Path
-    plan: Plan
-    proof: Proof
-    islands: Mapping[str, str] = field(default_factory=dict)
-
-
-def export(model: nn.Module, path: str | Path, *, integers: bool = False) -> Exported:
-    """Write *model* as the QDQ ONNX file that `tune` writes, beside it `NAME.plan.json`, and prove it on the example.
-
-    *integers*: write it in integer operators alone, with its look-up tables. *raises* as `convert`; `ProofError` if
-    ONNX Runtime computes something else than the simulation, `OutputError`.
-    """
-    place = Path(path)
-    check_writable(place.parent)
-    found = decided(model)
-    _warn_of_saturation(found.plan)
-    graph, plan, islands = found.graph, found.plan, dict[str, str]()
-    if integers:
-        tables = build_tables(graph, plan, Statistics())
-        plan = settled(graph, plan, tables)
-        lowered = lower(graph, plan, prepared_in(model).facts.target, tables)
-        written, islands = lowered.model, dict(lowered.islands)
-        graph = with_tables(graph, tables)
-    else:
-        written = export_qdq(graph, plan)
-    proof = verify(graph, plan, written, [prepared_in(model).facts.example])
-    save_model(written, place)
-    plan.save(place.with_suffix(".plan.json"))
-    return Exported(place, plan, proof, islands)

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from bitwright.errors import DataError, ModelError, NumericsError
 from bitwright.files import write_bytes
-from bitwright.flow.convert import convert, export
+from bitwright.flow.convert import convert
+from bitwright.flow.export import export
 from bitwright.flow.model_source import import_model, import_object, read_weights, source_text
 from bitwright.flow.outputs import check_writable
 from bitwright.flow.prepare import prepare

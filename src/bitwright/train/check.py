@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from bitwright.errors import BitwrightError, ModelError
 from bitwright.files import write_text
 from bitwright.graph.graph import Graph
 from bitwright.table import Column, Table
+from bitwright.train.control import evaluating
 from bitwright.train.fake_quants import Quantizer
 from bitwright.train.observers.fixed_scale import FixedScale
 from bitwright.train.prepared import PreparedModel, prepared_in
@@ -68,14 +68,9 @@ _NOTHING = {
 
 
 def _run(prepared: PreparedModel, example_inputs: Any) -> None:
-    states = [(q, q.state) for _, q in prepared.quantizers]
-    modes = [(m, m.training) for m in prepared.modules()]
+    given = example_inputs if isinstance(example_inputs, (tuple, list, dict)) else (example_inputs,)
     try:
-        for quantizer, _ in states:
-            quantizer.state = FakeQuantState.FLOAT
-        prepared.eval()
-        given = example_inputs if isinstance(example_inputs, (tuple, list, dict)) else (example_inputs,)
-        with torch.no_grad():
+        with evaluating(prepared, FakeQuantState.FLOAT):
             prepared(**given) if isinstance(given, dict) else prepared(*given)
     except BitwrightError:
         raise
@@ -86,11 +81,6 @@ def _run(prepared: PreparedModel, example_inputs: Any) -> None:
             found=f"{type(e).__name__}: {' '.join(str(e).split())[:200]}",
             remedy="Give a batch like the one that prepare() was given.",
         ) from e
-    finally:
-        for quantizer, state in states:
-            quantizer.state = state
-        for module, training in modes:
-            module.training = training
 
 
 def _fusable(prepared: PreparedModel, graph: Graph) -> Table:
@@ -207,7 +197,7 @@ def _odd(prepared: PreparedModel, graph: Graph) -> Table:
             remark(title, f"Fixed scale {float(quantizer.observer.fixed.max()):.3g}")
         elif not quantizer.is_weight and quantizer.observer.averaging_constant != USUAL_CONSTANT:
             remark(title, f"averaging_constant {quantizer.observer.averaging_constant:g}")
-        reach = float(torch.maximum(-quantizer.observer.lo, quantizer.observer.hi).max())
+        reach = float(max(-quantizer.observer.lo.min(), quantizer.observer.hi.max()))
         if not quantizer.is_weight and quantizer.has_range and reach > LARGE_RANGE:
             remark(title, f"total data range, up to {reach:.3g}, may be too large for quantization (a mask?)")
     for name in graph.info.outputs:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -44,6 +45,24 @@ def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
         notice.give(state)
     if state is FakeQuantState.CALIBRATION:
         _warn_of_fixed(found)
+
+
+@contextmanager
+def evaluating(model: PreparedModel, state: FakeQuantState) -> Iterator[None]:
+    """*model* in evaluation mode and *state*, without gradients; afterwards in the modes and states of before."""
+    states = [(q, q.state) for _, q in model.quantizers]
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        for quantizer, _ in states:
+            quantizer.state = state
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for quantizer, before in states:
+            quantizer.state = before
+        for module, training in modes:
+            module.training = training
 
 
 def _warn_of_fixed(quantizers: Sequence[Quantizer]) -> None:
