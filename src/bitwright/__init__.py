@@ -103,6 +103,7 @@ if TYPE_CHECKING:
     from bitwright.search.sketched import sketch_sensitivity as sketch_sensitivity
     from bitwright.search.thresholds import joint_thresholds as joint_thresholds
     from bitwright.train.batchnorm import freeze_batchnorm as freeze_batchnorm
+    from bitwright.train.batchnorm import update_batchnorm as update_batchnorm
     from bitwright.train.check import check_qat_model as check_qat_model
     from bitwright.train.control import load_observer_params as load_observer_params
     from bitwright.train.control import reset_scale as reset_scale
@@ -188,6 +189,7 @@ _HOMES = {
     "set_quantized_forward": "train.tables",
     "sketch_sensitivity": "search.sketched",
     "tune": "flow.tune",
+    "update_batchnorm": "train.batchnorm",
     "verify": "runtime.verify",
     "with_tables": "ops.table",
 }

@@ -45,6 +45,7 @@ from bitwright.plan.setters import (
     sensitive_op_qat_8bit_weight_16bit_fixed_act_qconfig_setter as sensitive_op_qat_8bit_weight_16bit_fixed_act_qconfig_setter,
 )
 from bitwright.train.batchnorm import freeze_batchnorm as freeze_batchnorm
+from bitwright.train.batchnorm import update_batchnorm as update_batchnorm
 from bitwright.train.check import check_qat_model as check_qat_model
 from bitwright.train.control import load_observer_params as load_observer_params
 from bitwright.train.control import reset_scale as reset_scale

@@ -178,7 +178,7 @@ def test_learned_scales_int4_weights_float_parts_and_bf16(
 
 def test_weights_are_calibrated_by_the_observer_that_the_recipe_names(folder: Path) -> None:
     """They were calibrated by min_max whatever it said, and a learned scale stayed there."""
-    untrained = {"epochs": 1, "optimizer": {"rate": 1e-12}, "leave_float": ["head"]}
+    untrained = {"epochs": 1, "optimizer": {"rate": 1e-12}, "leave_float": ["head"], "batchnorm": "frozen"}
 
     def scales(name: str, **weight: str) -> list[float]:
         path = recipe(folder, weight={"fake_quant": "lsq", "dtype": "int4", **weight}, **untrained)
@@ -205,6 +205,24 @@ def test_a_checkpoint_is_not_taken_up_after_the_float_weights_changed(folder: Pa
 
     with pytest.raises(ModelError, match="expected a checkpoint of this recipe"):
         training.run_training(path, output=folder / "out")
+
+
+def test_batch_statistics_are_taken_anew_after_every_epoch(folder: Path) -> None:
+    def stages(**changes: object) -> list[str]:
+        watcher = _Stages()
+        training.run_training(recipe(folder, **changes), output=folder / "out", watcher=watcher)
+        return [title for title in watcher.titles if title == "taking batch statistics"]
+
+    assert len(stages()) == 2
+    assert stages(batchnorm_batches=0) == stages(batchnorm="frozen") == stages(batchnorm="folded") == []
+
+
+class _Stages(Silence):
+    def __init__(self) -> None:
+        self.titles: list[str] = []
+
+    def stage(self, title: str, total: int | None = None) -> None:
+        self.titles.append(title)
 
 
 class _Interrupted(Silence):

@@ -80,6 +80,8 @@ class Recipe(_Strict):
     #: Parts that stay float, by name.
     leave_float: tuple[str, ...] = ()
     batchnorm: BatchNormMode = "trained"
+    #: Training batches that trained statistics of batch normalisation are taken anew from after every epoch; 0: running averages.
+    batchnorm_batches: int = Field(default=50, ge=0)
     calibration: CalibrationRecipe = CalibrationRecipe()
     epochs: PositiveInt = 3
     optimizer: OptimizerRecipe = OptimizerRecipe()

@@ -7,6 +7,7 @@ import io
 import math
 import time
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from bitwright.flow.outputs import check_writable
 from bitwright.flow.prepare import prepare
 from bitwright.flow.progress import Silence, Watcher
 from bitwright.flow.recipe import QuantizerRecipe, Recipe, load_recipe
-from bitwright.flow.training_calls import logits_of, loss_of, right_answers
+from bitwright.flow.training_calls import logits_of, loss_of, moved, right_answers
 from bitwright.flow.training_data import Source, open_source
 from bitwright.flow.training_log import TrainingLog
 from bitwright.flow.training_result import Trained, write_training
 from bitwright.graph.device import usable_device
+from bitwright.ops.batchnorm import BatchNorm
 from bitwright.plan.qconfig import (
     FakeQuantConfig,
     ModuleNameQconfigSetter,
@@ -36,6 +38,7 @@ from bitwright.plan.qconfig import (
     UniformQconfigSetter,
 )
 from bitwright.plan.target import load_target
+from bitwright.train.batchnorm import update_batchnorm
 from bitwright.train.control import load_observer_params, set_fake_quantize
 from bitwright.train.fake_quants.lsq import Lsq
 from bitwright.train.prepared import PreparedModel
@@ -179,6 +182,7 @@ class _Job:
             self.watcher.stage(f"epoch {epoch + 1} of {self.recipe.epochs}", steps)
             rate = float(optimizer.param_groups[0]["lr"])
             loss = self._epoch(model, optimizer, schedule, epoch)
+            self._update_batchnorm(model, epoch)
             set_fake_quantize(model.eval(), FakeQuantState.VALIDATION)
             top1 = self._accuracy(model, f"measuring epoch {epoch + 1}")
             result.history.append({"epoch": epoch + 1, "loss": loss, "top1": top1, "rate": rate})
@@ -189,6 +193,14 @@ class _Job:
             self._save(model, optimizer, schedule, result, best)
         model.load_state_dict(best)
         set_fake_quantize(model.eval(), FakeQuantState.VALIDATION)
+
+    def _update_batchnorm(self, model: PreparedModel, epoch: int) -> None:
+        count = self.recipe.batchnorm_batches
+        if not count or not any(isinstance(m, BatchNorm) and not m.frozen for m in model.modules()):
+            return
+        self.watcher.stage("taking batch statistics")
+        batches = islice(self.train_data.batches(seed=self.recipe.seed + epoch), count)
+        update_batchnorm(model, (moved(b, self.device) for b in batches))
 
     def _optimizer(self, model: PreparedModel, steps: int) -> tuple[torch.optim.Optimizer, Any]:
         r = self.recipe.optimizer

@@ -13,11 +13,18 @@ from bitwright.errors import BitwrightError, DataError, ModelError
 from bitwright.flow.training_data import Batch
 
 
+def moved(batch: Batch, device: torch.device) -> tuple[Tensor, ...] | dict[str, Tensor]:
+    """The inputs of *batch* on *device*: in order, or by name."""
+    if batch.named:
+        return {name: x.to(device) for name, x in batch.named.items()}
+    return tuple(x.to(device) for x in batch.inputs)
+
+
 def logits_of(model: nn.Module, batch: Batch, device: torch.device, where: str) -> Tensor:
     """The first output of *model* for *batch*, `[n, classes]`. *raises* `ModelError` for whatever the model raises or else returns."""
     with _explained(where, "a model that takes this batch", "Check the shapes and types of its inputs."):
-        inputs = {name: x.to(device) for name, x in batch.named.items()}
-        output = model(*[x.to(device) for x in batch.inputs], **inputs)
+        inputs = moved(batch, device)
+        output = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
     if isinstance(output, (tuple, list)):
         output = output[0]
     if isinstance(output, dict):
