@@ -34,7 +34,7 @@ from bitwright import (
     reset_scale,
     set_fake_quantize,
 )
-from bitwright.errors import ModelError, NumericsError, PlanError
+from bitwright.errors import ModelError, NumericsError, PlanError, UnknownName
 from bitwright.plan.qconfig import QconfigSetter
 from bitwright.train.fake_quants import Quantizer
 
@@ -252,3 +252,16 @@ def test_calibrating_with_constant_ranges_warns() -> None:
     model = prepare(small(), pixels(2), of_kind("fake_quant", constant=0.0)).eval()
     with pytest.warns(UserWarning, match="calibrating with averaging constant 0"):
         set_fake_quantize(model, FakeQuantState.CALIBRATION)
+
+
+def test_a_part_whose_scales_are_reset_is_named_by_its_path() -> None:
+    """`head` was also the beginning of `head2`; a part that there is not got the advice to calibrate."""
+    setter = everywhere(get_default_qconfig(activation_observer="histogram"))
+    model = calibrate(prepare(small(), pixels(2), setter), pixels(8))
+    before = {name: q.observer.hi.clone() for name, q in model.quantizers}  # type: ignore[attr-defined]
+    reset_scale(model, "percentile", percentile=50.0, prefix="head")
+
+    changed = [n for n, q in model.quantizers if not torch.equal(q.observer.hi, before[n])]  # type: ignore[attr-defined]
+    assert changed == ["head.activation_post_process"]
+    with pytest.raises(UnknownName, match="reset_scale.*'hea'.*Did you mean 'head'"):
+        reset_scale(model, prefix="hea")

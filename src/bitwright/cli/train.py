@@ -16,8 +16,9 @@ from bitwright.flow.training import run_training
 
 HELP = """Quantization-aware training of a classifier, from a recipe in YAML: calibrate, train, convert, measure each stage.
 
-A recipe needs `model: net.py:make` (returns the module and example inputs), `checkpoint: float.safetensors`, and
-`data: {train: net.py:train_data, validation: net.py:test_data}`; docs/training.md lists the other fields and their defaults.
+A recipe needs `model: net.py:make` (returns the module and example inputs) and
+`data: {train: net.py:train_data, validation: net.py:test_data}`; docs/training.md lists the other fields (`checkpoint`, `weight`,
+`epochs`, …) and their defaults.
 After every epoch a checkpoint is written; run the same command again to go on from there."""
 EXAMPLES = (
     "bitwright train recipe.yaml -o out",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import ModelError, PlanError, UnknownName
+from bitwright.plan.qconfig import is_inside
 from bitwright.table import Column, Table
 from bitwright.train.fake_quants import Quantizer
 from bitwright.train.observers.histogram import Histogram
@@ -202,13 +203,18 @@ def _warn_of_misses(rows: list[Mapping[str, Any]]) -> None:
 def reset_scale(
     model: nn.Module, method: str = "percentile", *, percentile: float = 99.99, prefix: str = ""
 ) -> None:
-    """Take the ranges of all `histogram` observers (whose name begins with *prefix*) again, by *method*, without data.
+    """Take the ranges of all `histogram` observers (or of those in the part of the model at the path *prefix*) again, by *method*,
+    without data.
 
-    *method*: `percentile`, `mse`, `kl` or `min_max`. *raises* `PlanError` if there is no such observer with data.
+    *method*: `percentile`, `mse`, `kl` or `min_max`; *percentile*: 0 … 100. *raises* `PlanError` if there is no such observer with data,
+    `UnknownName` for a part that there is not.
     """
-    found = [
-        q for name, q in quantizers_of(model) if name.startswith(prefix) and isinstance(q.observer, Histogram)
-    ]
+    inside = [q for name, q in quantizers_of(model) if is_inside(name, prefix)]
+    if not inside and prefix:
+        raise UnknownName(
+            "reset_scale", kind="part", name=prefix, known=[n for n, _ in model.named_modules() if n]
+        )
+    found = [q for q in inside if isinstance(q.observer, Histogram)]
     if not any(q.has_range for q in found):
         raise PlanError(
             f"reset_scale(prefix={prefix!r})",
