@@ -263,5 +263,5 @@ def test_a_part_whose_scales_are_reset_is_named_by_its_path() -> None:
 
     changed = [n for n, q in model.quantizers if not torch.equal(q.observer.hi, before[n])]  # type: ignore[attr-defined]
     assert changed == ["head.activation_post_process"]
-    with pytest.raises(UnknownName, match="reset_scale.*'hea'.*Did you mean 'head'"):
+    with pytest.raises(UnknownName, match=r"reset_scale.*'hea'.*Did you mean 'head'"):
         reset_scale(model, prefix="hea")
