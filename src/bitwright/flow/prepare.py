@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from bitwright.flow.wishes import Choice, attributes_of, choose, granted, report
 from bitwright.graph.graph import Graph, GraphInput
 from bitwright.graph.op import Op
 from bitwright.graph.replay import Replay
-from bitwright.importers.torch_export import bind_example
+from bitwright.importers.from_torch import capture_training
+from bitwright.importers.torch_export import TrainingBranchWarning, bind_example
 from bitwright.ops.attention import Attention
 from bitwright.ops.dropout import Dropout
 from bitwright.ops.recurrent import StackedRecurrent
@@ -31,6 +32,7 @@ from bitwright.plan.target import Precision, Target, load_target
 from bitwright.rewrite.decompose_attention import decompose_attention
 from bitwright.rewrite.decompose_composites import decompose_composites
 from bitwright.rewrite.fold_batchnorm import fold_batchnorm
+from bitwright.rewrite.training_branch import TrainingBranch, join_training
 from bitwright.train.batchnorm import BatchNormMode, check_mode, freeze_batchnorm
 from bitwright.train.insert import Wishes, insert_quantizers
 from bitwright.train.prepared import PreparedModel, check_float32
@@ -62,13 +64,17 @@ def prepare(
     setters = as_setters(qconfig_setter) or (() if wished else (default_qat_qconfig_setter,))
     if isinstance(model, nn.Module):
         _check_parameters(model)
-    captured = _captured(model, example_inputs)
+    captured, branches = _captured(model, example_inputs)
     _warn_of_lost_dropout(model, captured)
-    graph = decompose_attention(captured)
-    if chip.tables:
-        graph = decompose_composites(graph)
-    if batchnorm == "folded":
-        graph = fold_batchnorm(graph)
+
+    def spelled_out(graph: Graph) -> Graph:
+        graph = decompose_attention(graph)
+        graph = decompose_composites(graph) if chip.tables else graph
+        return fold_batchnorm(graph) if batchnorm == "folded" else graph
+
+    graph, branch = spelled_out(captured), None
+    if branches:
+        branch = _branch(model, example_inputs, graph, spelled_out, branches)
     folded = fold_batchnorm(graph).eval()
     example = _few(_example(model, graph, example_inputs), graph)
     choices = choose(folded, wished, setters)
@@ -76,7 +82,7 @@ def prepare(
     plan = _plan(folded, chip, choices, infinite)
     got = granted(plan, choices)
     wishes = Wishes(got, report_of(folded, plan, choices, got))
-    prepared = insert_quantizers(graph, folded, plan, chip, wishes, example)
+    prepared = insert_quantizers(graph, folded, plan, chip, wishes, example, branch)
     _take_modes(prepared, model)
     if batchnorm == "frozen":
         freeze_batchnorm(prepared)
@@ -134,7 +140,37 @@ def _take_modes(prepared: PreparedModel, model: object) -> None:
         module.training = next(modes[name] for name in known if name in modes)
 
 
-def _captured(model: nn.Module | Graph | str | Path, example_inputs: Any) -> Graph:
+def _branch(
+    model: object,
+    example_inputs: Any,
+    graph: Graph,
+    spelled_out: Callable[[Graph], Graph],
+    told: Sequence[warnings.WarningMessage],
+) -> TrainingBranch | None:
+    """What training computes besides *graph*. *told*: the warnings of it, which are given where it cannot be kept."""
+    assert isinstance(model, nn.Module)
+    trained = capture_training(model, example_inputs, dynamic=graph.info.dynamic_batch)
+    found = None if trained is None else join_training(graph, spelled_out(trained))
+    for warning in told if found is None else ():
+        warnings.warn(warning.message, stacklevel=3)
+    return found
+
+
+def _captured(
+    model: nn.Module | Graph | str | Path, example_inputs: Any
+) -> tuple[Graph, list[warnings.WarningMessage]]:
+    """The graph of *model* in evaluation mode, and what was told of branches that it lacks."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", TrainingBranchWarning)
+        graph = _read(model, example_inputs)
+    branches = [w for w in told if issubclass(w.category, TrainingBranchWarning)]
+    for warning in told:
+        if warning not in branches:
+            warnings.warn(warning.message, stacklevel=3)
+    return graph, branches
+
+
+def _read(model: nn.Module | Graph | str | Path, example_inputs: Any) -> Graph:
     if isinstance(model, nn.Module) and any(isinstance(m, PreparedModel) for m in model.modules()):
         raise ModelError(
             "prepare",

@@ -24,10 +24,11 @@ from bitwright.errors import ModelError
 from bitwright.graph.graph import Graph, GraphInfo, GraphInput
 from bitwright.importers.assemble import Assembler, look_at_values
 from bitwright.importers.torch_calls import Call, read_calls
-from bitwright.importers.torch_dropout import take_attention_dropout
+from bitwright.importers.torch_dropout import all_in_evaluation, take_attention_dropout
 from bitwright.importers.torch_export import (
     Example,
     bind_example,
+    branches_of_training,
     explain,
     export,
     export_training,
@@ -62,6 +63,28 @@ def capture(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True
     graph = _Reader(owned, example, program, dynamic=dynamic).graph()
     _look(graph, example, dynamic=dynamic)
     _check(graph, example, answer, type(model).__name__)
+    return graph
+
+
+def capture_training(model: nn.Module, example_inputs: Any, *, dynamic: bool) -> Graph | None:
+    """As `capture` (whose graph's batch is *dynamic* or not), but the author's own modules take the branches of training mode.
+
+    None where that cannot be traced. The answer is not compared: in training it may be random.
+    """
+    example, owned = bind_example(model, example_inputs), _copy(model).eval()
+    large = _large_enough(example) if dynamic else example
+    trained = export_training(owned, large, dynamic=dynamic)
+    try:
+        with branches_of_training(owned), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = export(owned, large, dynamic=dynamic)
+            all_in_evaluation(program)
+            if trained is not None:
+                take_attention_dropout(program, trained)
+            graph = _Reader(owned, example, program, dynamic=dynamic).graph()
+            _look(graph, example, dynamic=dynamic)
+    except Exception:  # refusals have no common class; evaluation was captured, and says what is wrong
+        return None
     return graph
 
 

@@ -43,6 +43,12 @@ def call_in_evaluation(program: ExportedProgram, paths: set[str]) -> None:
             _set(node, "train", False)
 
 
+def all_in_evaluation(program: ExportedProgram) -> None:
+    """Write every dropout of *program* as that of a `nn.Dropout` in evaluation."""
+    for node in _calls(program, _DROPOUT):
+        _set(node, "train", False)
+
+
 def take_attention_dropout(program: ExportedProgram, trained: ExportedProgram) -> None:
     """Give every attention of *program* (evaluation) the dropout that it has in *trained*, the same model in training."""
     ours, theirs = list(_calls(program, _ATTENTION)), list(_calls(trained, _ATTENTION))

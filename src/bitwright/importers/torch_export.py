@@ -184,6 +184,11 @@ def _plain_attention() -> Iterator[None]:
 
 # --- branches on self.training -----------------------------------------------------------------------------------
 
+
+class TrainingBranchWarning(UserWarning):
+    """A graph lacks what the network computes in training alone."""
+
+
 _MODE_DEPENDENT = ("batch_norm", "instance_norm", "rrelu")
 
 
@@ -213,8 +218,22 @@ def warn_about_training_branches(
         warnings.warn(
             f"{type(model).__name__} branches on self.training (differs in: {', '.join(changed)}); the graph keeps the"
             " evaluation branch, also in training",
+            TrainingBranchWarning,
             stacklevel=3,
         )
+
+
+@contextmanager
+def branches_of_training(model: nn.Module) -> Iterator[None]:
+    """Has the author's own modules of *model* (in evaluation mode) take their training branches, torch's modules stay as they are."""
+    own = [m for m in model.modules() if _mentions_training(type(m))]
+    for module in own:
+        module.training = True  # of the module alone
+    try:
+        yield
+    finally:
+        for module in own:
+            module.training = False
 
 
 def _mentions_training(cls: type) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from bitwright.graph.graph import OUTPUT, Graph, Value
 from bitwright.graph.op import Role
@@ -20,11 +21,12 @@ from bitwright.plan.plan import Plan, ValueEntry
 from bitwright.plan.qconfig import FakeQuantConfig, QConfig
 from bitwright.plan.reads import is_made_quantized, is_quantized, read_edges, width
 from bitwright.plan.target import Target
+from bitwright.rewrite.training_branch import OfValue, TrainingBranch
 from bitwright.table import Table
 from bitwright.train.biases import BiasRounding
 from bitwright.train.fake_quants import FAKE_QUANTS, QUANTIZER_NAMES, Quantizer
 from bitwright.train.observers import make_observer
-from bitwright.train.prepared import Facts, Place, PreparedModel
+from bitwright.train.prepared import ByMode, Facts, Place, PreparedModel
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,26 @@ class Wishes:
 
 
 def insert_quantizers(
-    graph: Graph, folded: Graph, plan: Plan, target: Target, wishes: Wishes, example: Mapping[str, Tensor]
+    graph: Graph,
+    folded: Graph,
+    plan: Plan,
+    target: Target,
+    wishes: Wishes,
+    example: Mapping[str, Tensor],
+    branch: TrainingBranch | None = None,
 ) -> PreparedModel:
-    """*graph* with quantizers. *folded*: the same with batch normalisation folded; *plan* is about that one.
+    """*graph* with quantizers. *folded*: the same with batch normalisation folded; *plan* is about that one. *branch*: *graph* with what
+    training computes besides, in float, on the quantized values.
 
     *raises* `UnknownName` for observers, fake quantizers and options that do not exist.
     """
-    work = _Insertion(graph, folded, plan, target, wishes)
+    source = graph if branch is None else branch.graph
+    work = _Insertion(source, folded, plan, target, wishes)
     for name, entry in plan.values.items():
         work.value(folded.value(name), entry)
     work.biases()
+    if branch is not None:
+        work.branch(branch)
     work.absorb_rectifiers()
     work.graph.lint()
     facts = Facts(
@@ -58,7 +70,7 @@ def insert_quantizers(
         wishes.report,
         dict(example),
     )
-    return PreparedModel.build(graph, work.graph, facts)
+    return PreparedModel.build(source, work.graph, facts)
 
 
 class _Insertion:
@@ -273,6 +285,26 @@ class _Insertion:
         with self.graph.inserting_before(user):
             rounded = self.graph.call_module(path, (bias, tuple(norm[:4] for norm in norms)))
         user.args = (*user.args[:2], rounded, *user.args[3:])
+
+    def branch(self, branch: TrainingBranch) -> None:
+        """Let what only training computes read what is quantized, and return the outputs of the mode that the model is in."""
+        seen = {name: self.nodes[value.node] for name, value in self.source.values.items()}
+        for place in self.places:
+            copy = next(
+                (n for n in self.graph.nodes if n.op == "call_module" and n.target == place.path), None
+            )
+            node = seen[place.value]
+            if copy is None or copy.args[0] is not node or self.source.value(place.value).is_constant:
+                continue
+            seen[place.value] = copy
+            for user in list(node.users):
+                if user.op == "call_module" and self._op_name(user) in branch.ops:
+                    user.replace_input_with(node, copy)
+        output = next(n for n in self.graph.nodes if n.op == "output")
+        in_training = map_aggregate(branch.outputs, lambda v: seen[v.name] if isinstance(v, OfValue) else v)
+        path = self._register("by_mode", ByMode())
+        with self.graph.inserting_before(output):
+            output.args = (self.graph.call_module(path, (output.args[0], in_training)),)
 
     def absorb_rectifiers(self) -> None:
         """ReLU and rounding in one step, where nobody else reads the ReLU's result: one byte for the backward pass instead of five."""

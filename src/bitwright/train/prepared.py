@@ -54,6 +54,14 @@ class Facts:
     example: Mapping[str, Tensor]
 
 
+class ByMode(nn.Module):
+    """What a model returns where training returns something else than evaluation."""
+
+    def forward(self, in_evaluation: Any, in_training: Any) -> Any:
+        """The one of both that belongs to the mode."""
+        return in_training if self.training else in_evaluation
+
+
 class PreparedModel(fx.GraphModule):
     """A network that is called, trained, copied and saved like the module it was made from, under the same parameter names.
 
