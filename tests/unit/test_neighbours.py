@@ -115,6 +115,8 @@ def test_what_is_needless_is_left_out_again_only_where_neighbours_changed_someth
     expected = ["leaving out what is needless", "leaving out what wins little", "trying neighbours"]
     assert found.reached == changed
     assert [s for s in stages if s in expected] == expected + expected[:1] * changed
+    affordable = [t for t in found.choice.tried if (t.cost or 0.0) <= limit]
+    assert found.choice.similarity == max(t.similarity for t in affordable)  # nothing that was better is lost
 
 
 @pytest.mark.parametrize("stage", ["trying neighbours", "leaving out what is needless"])

@@ -10,9 +10,10 @@ from tests import networks
 from tests.networks import Residual, pictures, randomised
 
 from bitwright.plan.plan import Plan
+from bitwright.plan.reads import quantized_reads
 from bitwright.search.evaluator import Evaluator
 from bitwright.search.jobs import Processes, Runner, Serial
-from bitwright.search.losses import UserLoss
+from bitwright.search.losses import LOSSES, UserLoss
 from bitwright.search.similarity import Similarity
 from bitwright.search.state import SearchState
 from bitwright.search.true_runs import TrueRuns
@@ -67,6 +68,19 @@ def test_a_loss_that_other_processes_cannot_import_stays_here() -> None:
     assert TrueRuns(evaluator, runner=Processes(1)).evaluate_all(some) == pytest.approx(
         evaluator.evaluate_all(some), abs=1e-6
     )
+
+
+def test_the_loss_that_ranks_operators_is_measured_once_too() -> None:
+    """Thresholds are chosen by it: each plan was run again for it after an interruption."""
+    evaluator, plans = bench(Similarity(loss=LOSSES.get("mse", where="loss")))
+    plan, state = next(iter(plans.values())), SearchState(None, "")
+    expected = float(evaluator.losses(quantized_reads(evaluator.graph, plan)).mean())
+    found = TrueRuns(evaluator, state=state).loss(plan)
+    before = evaluator.effort.forward_passes
+
+    assert found == TrueRuns(evaluator, state=state).loss(plan) == expected
+    assert evaluator.effort.forward_passes == before
+    assert found != TrueRuns(evaluator, state=state).evaluate(plan)
 
 
 def test_the_fingerprint_of_a_plan_is_of_what_it_computes() -> None:

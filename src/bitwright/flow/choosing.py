@@ -49,16 +49,16 @@ def choose_thresholds(
         watcher.stage("choosing thresholds")
         plans += joint_thresholds(ranking.sketch, bench.plan, solve, settings.methods)
     stages = [Stage(plan, runs.evaluate(plan)) for plan in plans]
-    best = min(stages, key=lambda s: _loss(bench, s))
-    return (best, True) if _loss(bench, best) <= _loss(bench, int8) else (int8, False)
+    best = min(stages, key=lambda s: _loss(bench, runs, s))
+    return (best, True) if _loss(bench, runs, best) <= _loss(bench, runs, int8) else (int8, False)
 
 
-def _loss(bench: Bench, stage: Stage) -> float:
+def _loss(bench: Bench, runs: TrueRuns, stage: Stage) -> float:
     """The loss that ranks operators, of a whole plan by a true run."""
     assert stage.plan is not None
     if bench.evaluator.similarity.loss == COSINE:
         return 1 - stage.cosine
-    return float(bench.evaluator.losses(quantized_reads(bench.graph, stage.plan)).mean())
+    return runs.loss(stage.plan)
 
 
 def choose_precisions(

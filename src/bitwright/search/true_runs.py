@@ -7,6 +7,7 @@ from typing import Protocol
 
 from bitwright.graph.graph import Graph
 from bitwright.plan.plan import Plan
+from bitwright.plan.reads import quantized_reads
 from bitwright.search.compare_plans import compare_plans
 from bitwright.search.evaluator import Evaluator, Told
 from bitwright.search.jobs import Runner
@@ -38,6 +39,7 @@ class TrueRuns:
         self, evaluator: Evaluator, *, runner: Runner | None = None, state: SearchState | None = None
     ) -> None:
         self.graph = evaluator.graph
+        self._by_loss = evaluator
         # A similarity is a cosine whatever loss ranks operators, and a user's loss may not go to other processes.
         self._evaluator = evaluator.with_loss(COSINE)
         self._runner = runner
@@ -45,7 +47,12 @@ class TrueRuns:
 
     def evaluate(self, plan: Plan) -> float:
         """Mean similarity of *plan* to the float network over all samples."""
-        return self._kept(_key(plan), plan)
+        return self._kept(_key(plan), lambda: self._evaluator.evaluate(plan))
+
+    def loss(self, plan: Plan) -> float:
+        """Mean loss that ranks operators, of the whole network under *plan*."""
+        evaluator, reads = self._by_loss, quantized_reads(self.graph, plan)
+        return self._kept(f"loss {plan.fingerprint}", lambda: float(evaluator.losses(reads).mean()))
 
     def evaluate_all(self, plans: Mapping[str, Plan], progress: Told | None = None) -> dict[str, float]:
         """The same of each plan, by name. *progress*: called for each, also for those that were run before.
@@ -67,7 +74,7 @@ class TrueRuns:
     def _run(self, missing: Mapping[str, Plan], tell: Callable[[str], None]) -> None:
         if self._runner is None:
             for key, plan in missing.items():
-                self._kept(key, plan)
+                self.evaluate(plan)
                 tell(key)
         elif missing:
             compare_plans(
@@ -78,9 +85,9 @@ class TrueRuns:
                 progress=lambda done, total, key: tell(key),
             )
 
-    def _kept(self, key: str, plan: Plan) -> float:
+    def _kept(self, key: str, measure: Callable[[], float]) -> float:
         if key not in self.state:
-            self.state.put(key, self._evaluator.evaluate(plan))
+            self.state.put(key, measure())
         return float(self.state.get(key))
 
 
