@@ -110,25 +110,39 @@ def test_only_the_operators_that_patterns_name_are_ranked(
     assert "Names look like 'conv1'" in error
 
 
-@pytest.mark.parametrize("verb", ["sensitivity", "tune"])
-def test_a_pattern_that_matches_nothing_is_said_where_nothing_is_searched_too(
-    bitwright: Command, model: Path, data: Path, tmp_path: Path, verb: str
+def test_each_pattern_must_name_an_operator(
+    bitwright: Command, model: Path, data: Path, tmp_path: Path
 ) -> None:
-    """The target was met already: the wrong name passed in silence."""
-    line = [
-        verb,
-        model,
-        "--data",
-        data,
-        "--expected-cos",
-        "0",
-        "--operators",
-        "dense*",
-        "-o",
-        tmp_path / "o",
-        "-q",
-    ]
-    assert "dense*" in bitwright(*line).error
+    """A misspelt pattern beside a good one passed in silence, and its operators were not ranked."""
+    error = bitwright(
+        "sensitivity", model, "--data", data, "-o", tmp_path, "--operators", "conv1,dense*", *INT8
+    ).error
+    assert "dense*, which match none" in error
+    assert "conv1, dense*" not in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--operators", "dense*"), "dense*"),
+        (("--budget", "ops=1", "--max-float-ops", 2), "--budget and --max-float-ops"),
+        (("--budget", "latency=0.1", *INT8), "figures to estimate latency with"),
+        (("--budget", "macs=0.1", "--method", "exact"), "ops=N where operators are not sketched"),
+    ],
+)
+@pytest.mark.parametrize("verb", [("sensitivity", "--auto"), ("tune",), ("search",)], ids=lambda v: v[0])
+def test_what_no_search_can_do_is_said_where_nothing_is_searched_too(
+    bitwright: Command,
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+    verb: tuple[str, ...],
+    flags: tuple[object, ...],
+    says: str,
+) -> None:
+    """The target was met already: the wrong name, or the budget that nothing can count, passed in silence."""
+    line = (*verb, model, "--data", data, "--expected-cos", "0", "-o", tmp_path / "o", "-q")
+    assert says in bitwright(*line, *flags).error
 
 
 @pytest.mark.parametrize("loss", ["mse", "sqnr", "kl"])
@@ -255,7 +269,7 @@ def test_a_metric_chooses_the_cheapest_plan_that_is_good_enough(
     front = rows_of(tmp_path / "pareto.csv")
     assert done.status == 0
     assert {"float", "int8", "0"} <= set(summary["metrics"])
-    assert all(float(r["metric"]) > 0 for r in front)
+    assert all(float(r["metric"]) > 0 for r in front if r["metric"])
     assert min(front, key=lambda r: float(r["cost"]))["chosen"] == "yes"
 
 
@@ -279,7 +293,8 @@ def test_a_metric_that_the_cheapest_plan_misses_is_met_by_a_dearer_one(
 
     assert done.status == 0
     assert float(chosen["metric"]) >= -1e-4
-    assert all(float(r["metric"]) < -1e-4 for r in front if float(r["cost"]) < float(chosen["cost"]))
+    cheaper = [r for r in front if r["metric"] and float(r["cost"]) < float(chosen["cost"])]
+    assert all(float(r["metric"]) < -1e-4 for r in cheaper)
     assert float(chosen["cost"]) > 0
     missed = bitwright(*line, "--min-metric", 5)
     assert missed.status == 1

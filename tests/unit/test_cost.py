@@ -7,6 +7,7 @@ from tests.networks import Block, Residual, bench, pictures, randomised, tokens
 
 from bitwright.errors import DataError, TargetError
 from bitwright.plan.cost import measure_costs, parse_budget
+from bitwright.plan.plan import OpEntry, Plan
 from bitwright.plan.target import Estimate, load_target
 
 GENERIC = load_target("generic-int8")
@@ -45,6 +46,20 @@ def test_all_float_costs_one_of_shares_and_a_hundredth_for_its_operators() -> No
     assert costs.total(dict.fromkeys(plan.groups, "float")) == len(plan.groups)
 
 
+@pytest.mark.parametrize("base", ["int8", "int16"])
+def test_no_number_of_narrower_operators_buys_a_wider_one(base: str) -> None:
+    """A hundred int4 operators, a hundredth each, bought one more float one."""
+    names = [f"layer{i}" for i in range(300)]
+    plan = Plan("generic-int8", {}, {n: OpEntry("Gemm", n, base) for n in names})  # type: ignore[arg-type]
+    costs = measure_costs(setting("ops")[0], plan, GENERIC, "ops")
+
+    first, *others = names
+    for narrow in ("w4a8", "int8"):
+        assert costs.total({first: "float", **dict.fromkeys(others, narrow)}) > 0
+    wider = costs.total(dict.fromkeys(names, "int16"))
+    assert wider == 0 if base == "int16" else 299 < wider < 300
+
+
 def test_shares_are_those_of_the_network() -> None:
     graph, plan, costs = setting("macs")
     each = 0.01 / len(plan.groups)
@@ -57,7 +72,9 @@ def test_shares_are_those_of_the_network() -> None:
     weights = {"conv1": 224, "depthwise": 80, "project": 72, "fc": 1290}
     for group, count in weights.items():
         assert costs.of[group]["float"] == pytest.approx(count / sum(weights.values()) + each)
-        assert costs.of[group]["w4a8"] == pytest.approx(-count / sum(weights.values()) / 6 - each / 100)
+        assert costs.of[group]["w4a8"] == pytest.approx(
+            -count / sum(weights.values()) / 6 - each * 0.5 / len(plan.groups)
+        )
 
 
 def test_latency_is_the_longer_of_computing_and_moving() -> None:
@@ -68,7 +85,7 @@ def test_latency_is_the_longer_of_computing_and_moving() -> None:
     each = 0.01 / len(plan.groups)
     share = macs["conv1"] / sum(macs.values())
     assert costs.of["conv1"]["float"] == pytest.approx(3 * share + each)
-    assert costs.of["conv1"]["int16"] == pytest.approx(share + 0.99 * each)
+    assert costs.of["conv1"]["int16"] == pytest.approx(share + (1 - 0.5 / len(plan.groups)) * each)
 
     slow = GENERIC.model_copy(
         update={"estimate": Estimate(tops={"int8": 2, "float": 2}, bandwidth_gb_s=1e-6)}

@@ -14,7 +14,6 @@ from bitwright.errors import DataError, ModelError, PlanError, UnknownName
 from bitwright.numerics.cosine import cosine
 from bitwright.plan.plan import Plan
 from bitwright.plan.reads import quantized_reads
-from bitwright.search.choose import float_top, float_until, without_needless
 from bitwright.search.evaluator import Evaluator
 from bitwright.search.mixed_precision import search_mixed_precision
 from bitwright.search.sensitivity import METHODS, best_methods, measure_sensitivity
@@ -221,81 +220,6 @@ def test_a_truncated_state_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(PlanError, match="Delete the file"):
         SearchState(path, "x")
-
-
-def test_floats_are_added_in_order_until_the_target_is_met() -> None:
-    evaluator, solver, plan = bench(*CASES[1])
-    rows = measure_sensitivity(evaluator, plan, solver.solve)
-    start = evaluator.evaluate(plan)
-    target = (1 + start) / 2
-    choice = float_until(evaluator, plan, rows, solver.solve, target=target, limit=len(rows))
-
-    assert choice.similarity >= target
-    assert choice.float_groups == [r.name for r in rows[: len(choice.groups)]]
-    assert all(t.similarity < target for t in choice.tried[:-1])
-    assert evaluator.evaluate(choice.plan) == pytest.approx(choice.similarity)
-
-
-def test_floats_that_the_target_does_not_need_are_given_back() -> None:
-    evaluator, solver, plan = bench(*CASES[1])
-    rows = measure_sensitivity(evaluator, plan, solver.solve)
-    backwards = list(reversed(rows))  # the worst order: what matters comes last
-    target = (1 + evaluator.evaluate(plan)) / 2
-    choice = float_until(evaluator, plan, backwards, solver.solve, target=target, limit=len(rows))
-    fewer = without_needless(
-        evaluator, choice, plan, solver.solve, target=target, cost=lambda groups: float(len(groups))
-    )
-
-    assert len(fewer.groups) < len(choice.groups)
-    assert fewer.similarity == pytest.approx(evaluator.evaluate(fewer.plan))
-    assert fewer.similarity >= target
-    assert set(fewer.plan.float_groups) == set(fewer.groups)
-    for group in fewer.groups:
-        less = solver.solve(fewer.plan.with_precision([group], "int8", ""))
-        assert evaluator.evaluate(less) < target
-    returned = next(iter(choice.groups.keys() - fewer.groups.keys()))
-    assert fewer.plan.ops[returned] == plan.ops[returned]
-
-
-def test_a_choice_that_misses_its_target_gives_back_what_does_it_no_good() -> None:
-    evaluator, solver, plan = bench(*CASES[1])
-    rows = measure_sensitivity(evaluator, plan, solver.solve)
-    choice = float_top(evaluator, plan, rows, len(rows) - 1, solver.solve)
-    fewer = without_needless(
-        evaluator, choice, plan, solver.solve, target=2.0, cost=lambda groups: float(len(groups))
-    )
-
-    assert fewer.similarity >= choice.similarity
-    assert fewer.groups.keys() <= choice.groups.keys()
-    assert len(fewer.tried) == len(choice.tried) + len(choice.groups)
-
-
-def test_a_target_already_met_leaves_everything_int8() -> None:
-    evaluator, solver, plan = bench(*CASES[0])
-    rows = measure_sensitivity(evaluator, plan, solver.solve)
-
-    assert float_until(evaluator, plan, rows, solver.solve, target=0.0, limit=5).float_groups == []
-
-
-def test_exactly_the_asked_number_becomes_float() -> None:
-    evaluator, solver, plan = bench(*CASES[0])
-    rows = measure_sensitivity(evaluator, plan, solver.solve)
-    choice = float_top(evaluator, plan, rows, 2, solver.solve)
-
-    assert set(choice.plan.float_groups) == {rows[0].name, rows[1].name}
-    assert "rank 1" in choice.plan.ops[rows[0].name].why
-    first = solver.solve(plan.with_precision([rows[0].name], "float", ""))
-    assert [t.similarity for t in choice.tried[1:]] == [evaluator.evaluate(first), choice.similarity]
-
-
-def test_groups_that_are_float_already_are_not_counted_again() -> None:
-    evaluator, solver, plan = bench(*CASES[0])
-    rows = measure_sensitivity(evaluator, plan, solver.solve)
-    refused = solver.solve(plan.with_precision([rows[0].name], "float", "refused"))
-
-    assert float_top(evaluator, refused, rows, 2, solver.solve).float_groups == [r.name for r in rows[1:3]]
-    choice = float_until(evaluator, refused, rows, solver.solve, target=2.0, limit=2)
-    assert rows[0].name not in choice.float_groups
 
 
 def test_best_methods_follow_the_producer_s_group() -> None:

@@ -177,7 +177,7 @@ def _joint_result(found: JointSearch, folder: Path, *, quiet: bool) -> int:
         print_files(folder, *written, model=found.bench.name)
     sys.stdout.flush()
     if found.min_metric is not None:
-        best = max(found.metrics[str(i)] for i in range(len(found.choice.tried)))
+        best = max(metric for plan, metric in found.metrics.items() if plan not in ("float", "int8"))
         return verdict(found.chosen.reached, best, found.min_metric, folder, _ADVICE, what="metric")
     expected = 0.0 if found.target is None else found.target
     return verdict(found.chosen.reached, found.choice.similarity, expected, folder, _ADVICE)

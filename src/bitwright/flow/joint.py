@@ -13,6 +13,7 @@ from bitwright.errors import DataError
 from bitwright.files import write_text
 from bitwright.flow.bench import Bench, open_bench
 from bitwright.flow.choosing import choose_precisions, choose_thresholds, measured_int8
+from bitwright.flow.limits import check_search, cost_limit
 from bitwright.flow.metrics import measure_plans
 from bitwright.flow.outputs import (
     check_writable,
@@ -25,7 +26,15 @@ from bitwright.flow.outputs import (
     write_search,
 )
 from bitwright.flow.progress import Silence, Watcher
-from bitwright.flow.ranking import METRIC_SEARCH, Ranking, open_sketch, rank, state_path
+from bitwright.flow.ranking import (
+    METRIC_SEARCH,
+    Ranking,
+    open_runner,
+    open_sketch,
+    open_state,
+    rank,
+    state_path,
+)
 from bitwright.flow.result import Chosen, Stage
 from bitwright.flow.settings import Settings
 from bitwright.graph.graph import Graph
@@ -34,7 +43,9 @@ from bitwright.report.curves import Curve
 from bitwright.report.page import Page, Section, write_page
 from bitwright.search.choose import Choice, Tried
 from bitwright.search.interactions import Explanation, explain
+from bitwright.search.joint_precision import Goal, thinned
 from bitwright.search.sensitivity import Sensitivity
+from bitwright.search.true_runs import TrueRuns
 from bitwright.table import Column, Table
 
 #: Interactions that are written down.
@@ -43,7 +54,8 @@ PAIRS = 40
 
 @dataclass(frozen=True)
 class JointSearch:
-    """*int8*: the base network; *metrics*: a user's metric by plan (`float`, `int8`, then the number of the plan tried), if asked for.
+    """*int8*: the base network; *metrics*: a user's metric by plan (`float`, `int8`, then the numbers of plans tried: the chosen one,
+    and those that none is better than), if asked for.
     *target*: the similarity asked for, None for the best within the budget or for *min_metric*, the metric asked for.
     """
 
@@ -93,20 +105,15 @@ def run_joint(
         )
     folder = check_writable(Path(output))
     bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
+    check_search(bench, settings)
     int8 = measured_int8(bench, watcher)
-    ranking = rank(bench, settings, folder, watcher)
-    tuned, kept = choose_thresholds(bench, ranking, int8, settings, watcher)
     target = None if best_in_budget or min_metric is not None else settings.expected_cos
-    chosen = choose_precisions(
-        bench,
-        ranking,
-        tuned,
-        settings,
-        watcher,
-        usual_limit=len(bench.plan.groups),
-        target=target,
-        verify_all=True,
-    )
+    goal = Goal(target, cost_limit(settings, usual=len(bench.plan.groups)))
+    with open_state(bench, settings, folder, watcher, search="sensitivity") as state:
+        runs = TrueRuns(bench.evaluator, runner=open_runner(settings), state=state)
+        ranking = rank(bench, settings, state, folder, watcher)
+        tuned, kept = choose_thresholds(bench, runs, ranking, int8, settings, watcher)
+        chosen = choose_precisions(bench, runs, ranking, tuned, goal, settings, watcher, verify_all=True)
     chosen = replace(chosen, kept=kept)
     metrics = _metrics(bench, int8, chosen.choice, settings, folder, watcher)
     if min_metric is not None:
@@ -141,19 +148,30 @@ def _metrics(
     if settings.evaluate is None:
         return {}
     plans: dict[str, Plan | None] = {"float": None, "int8": int8.plan}
-    plans |= {str(i): t.plan for i, t in enumerate(choice.tried)}
+    plans |= {str(i): choice.tried[i].plan for i in _worth_measuring(choice)}
     return measure_plans(bench, plans, settings, folder, watcher)
 
 
+def _worth_measuring(choice: Choice) -> list[int]:
+    """Which of the plans tried a metric is measured of: the chosen one, and at most `FRONT` that no other one is better than."""
+    tried = choice.tried
+    front = [i for i, t in enumerate(tried) if not any(_is_better(other, t) for other in tried)]
+    chosen = next(i for i, t in enumerate(tried) if t.plan is choice.plan)
+    return sorted({chosen, *thinned(front)})
+
+
+def _is_better(one: Tried, than: Tried) -> bool:
+    """Whether *one* costs no more than the other and is no less similar, and is better in one of both."""
+    costs, similarities = (one.cost or 0.0, than.cost or 0.0), (one.similarity, than.similarity)
+    equal = costs[0] == costs[1] and similarities[0] == similarities[1]
+    return costs[0] <= costs[1] and similarities[0] >= similarities[1] and not equal
+
+
 def _by_metric(chosen: Chosen, metrics: Mapping[str, float], least: float) -> Chosen:
-    """The cheapest plan whose metric is at least *least*, else the one with the best metric."""
-    tried = list(enumerate(chosen.choice.tried))
-    enough = [(i, t) for i, t in tried if metrics[str(i)] >= least]
-    _, best = (
-        min(enough, key=lambda e: e[1].cost or 0.0)
-        if enough
-        else max(tried, key=lambda e: metrics[str(e[0])])
-    )
+    """Of the plans that were measured, the cheapest whose metric is at least *least*, else the one with the best metric."""
+    measured = [(metrics[str(i)], t) for i, t in enumerate(chosen.choice.tried) if str(i) in metrics]
+    enough = [t for metric, t in measured if metric >= least]
+    best = min(enough, key=lambda t: t.cost or 0.0) if enough else max(measured, key=lambda m: m[0])[1]
     choice = Choice(best.plan, best.similarity, best.groups, chosen.choice.tried)
     return replace(chosen, choice=choice, reached=bool(enough))
 
@@ -162,12 +180,12 @@ def _by_metric(chosen: Chosen, metrics: Mapping[str, float], least: float) -> Ch
 
 
 def pareto_table(result: JointSearch) -> Table:
-    """The plans of the front: cost, predicted and measured cosine, the metric if there is one."""
+    """The plans that were run: cost, predicted and measured cosine, the metric where it was measured."""
     table = tried_table(result.choice)
     if not result.metrics:
         return replace(table, title="Pareto front")
     columns = (*table.columns[:-2], Column("metric", "metric", "", 4), *table.columns[-2:])
-    rows = tuple({**row, "metric": result.metrics[str(i)]} for i, row in enumerate(table.rows))
+    rows = tuple({**row, "metric": result.metrics.get(str(i))} for i, row in enumerate(table.rows))
     return Table("Pareto front", columns, rows)
 
 

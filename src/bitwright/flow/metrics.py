@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,7 +26,7 @@ def measure_plans(
     import_object(spec, "--evaluate")  # a wrong name is better said before any worker starts
     load = partial(import_object, spec, "--evaluate")
     task = MetricTask(bench.graph.without_onnx_model(), load, f"--evaluate {spec}")
-    keys = {name: _digest(plan) for name, plan in plans.items()}
+    keys = {name: "float" if plan is None else plan.fingerprint for name, plan in plans.items()}
     state = open_state(bench, settings, folder, watcher, search=METRIC_SEARCH)
     watcher.stage("evaluating", len(plans))
     found = measure_metric(
@@ -39,11 +37,6 @@ def measure_plans(
         progress=lambda done, total, name: watcher.advance(1),
     )
     return {name: found[key] for name, key in keys.items()}
-
-
-def _digest(plan: Plan | None) -> str:
-    """What measurements of a plan are kept under: its contents."""
-    return "float" if plan is None else hashlib.sha256(json.dumps(plan.to_json()).encode()).hexdigest()
 
 
 def metrics_alone(

@@ -135,7 +135,7 @@ def tried_table(choice: Choice) -> Table:
             "predicted": t.predicted,
             "cosine": t.similarity,
             "groups": " ".join(f"{g}={p}" for g, p in t.groups.items()),
-            "chosen": "yes" if t.groups == choice.groups else "",
+            "chosen": "yes" if t.plan is choice.plan else "",
         }
         for t in choice.tried
     )

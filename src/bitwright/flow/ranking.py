@@ -41,14 +41,13 @@ class Ranking:
         return {r.name: r.loss for r in self.rows if r.name in self.unreachable}
 
 
-def rank(bench: Bench, settings: Settings, folder: Path, watcher: Watcher) -> Ranking:
+def rank(bench: Bench, settings: Settings, state: SearchState, folder: Path, watcher: Watcher) -> Ranking:
     """The ranking of the operators that the settings name, by the method that they ask for.
 
     What the sketch cannot tell is measured exactly, and the watcher is told why. Interrupted runs are resumed: see `sketch_path` and
-    `state_path`. *raises* `DataError` if no operator has one of the names.
+    *state*. *raises* `DataError` if a name or pattern is no operator's.
     """
     groups = chosen_groups(bench, settings)
-    state = open_state(bench, settings, folder, watcher, search="sensitivity")
 
     def exact(names: Collection[str]) -> list[Sensitivity]:
         return _exact(bench, settings, watcher, state, names)
@@ -75,31 +74,38 @@ def note_unsketched(watcher: Watcher, found: Mapping[str, str]) -> None:
 
 
 def chosen_groups(bench: Bench, settings: Settings) -> list[str]:
-    """The groups with a member that one of the settings' patterns matches; all, without patterns."""
+    """The groups with a member that one of the settings' patterns matches; all, without patterns. *raises* `DataError` for patterns
+    that match nothing."""
+    groups = bench.plan.groups
     if not settings.operators:
-        return list(bench.plan.groups)
-    found = [
-        group
-        for group, members in bench.plan.groups.items()
-        if any(fnmatchcase(m, p) for m in [group, *members] for p in settings.operators)
-    ]
-    if not found:
+        return list(groups)
+    matched = {
+        p: {g for g, members in groups.items() if any(fnmatchcase(m, p) for m in [g, *members])}
+        for p in settings.operators
+    }
+    idle = [p for p, of in matched.items() if not of]
+    if idle:
         raise DataError(
             "--operators",
             expected="names or patterns of quantizable operators",
-            found=f"{', '.join(settings.operators)}, which match none of {len(bench.plan.groups)}",
-            remedy=f"Names look like {next(iter(bench.plan.groups), 'conv1')!r}; * and ? are wildcards.",
+            found=f"{', '.join(idle)}, which match none of {len(groups)}",
+            remedy=f"Names look like {next(iter(groups), 'conv1')!r}; * and ? are wildcards.",
         )
-    return found
+    return [g for g in groups if any(g in of for of in matched.values())]
+
+
+def obstacle_to_sketch(bench: Bench, settings: Settings) -> str | None:
+    """Why no sketch of the network can be made, None if one can."""
+    if settings.post_process is not None:
+        return "--post-process has no gradient to sketch with"
+    if bench.evaluator.stacking.mixing:
+        return "samples of a batch influence each other, which a sketch of single samples cannot tell"
+    return None
 
 
 def open_sketch(bench: Bench, settings: Settings, folder: Path, watcher: Watcher) -> ErrorSketch | None:
     """A sketch around the float network, with what *folder* holds of it; None, said to the watcher, where no gradient can tell."""
-    obstacle = None
-    if settings.post_process is not None:
-        obstacle = "--post-process has no gradient to sketch with"
-    elif bench.evaluator.stacking.mixing:
-        obstacle = "samples of a batch influence each other, which a sketch of single samples cannot tell"
+    obstacle = obstacle_to_sketch(bench, settings)
     if obstacle is not None:
         watcher.note(f"{obstacle}; everything is measured exactly")
         return None

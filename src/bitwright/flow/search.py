@@ -12,6 +12,7 @@ from torch import nn
 from bitwright.files import write_text
 from bitwright.flow.bench import Bench, open_bench
 from bitwright.flow.choosing import choose_precisions, choose_thresholds, measured_int8
+from bitwright.flow.limits import check_search, cost_limit
 from bitwright.flow.metrics import metrics_alone
 from bitwright.flow.outputs import (
     check_writable,
@@ -23,13 +24,15 @@ from bitwright.flow.outputs import (
     write_tables,
 )
 from bitwright.flow.progress import Silence, Watcher, counting
-from bitwright.flow.ranking import METRIC_SEARCH, Ranking, chosen_groups, open_state, rank, state_path
+from bitwright.flow.ranking import METRIC_SEARCH, Ranking, open_runner, open_state, rank, state_path
 from bitwright.flow.result import Stage
 from bitwright.flow.settings import Settings
 from bitwright.graph.graph import Graph
 from bitwright.search.choose import Choice, float_top, unchanged
+from bitwright.search.joint_precision import Goal
 from bitwright.search.mixed_precision import Walk, search_mixed_precision
 from bitwright.search.sensitivity import Sensitivity
+from bitwright.search.true_runs import TrueRuns
 from bitwright.table import Column, Table
 
 #: Groups that `sensitivity` leaves float unless told otherwise.
@@ -74,9 +77,7 @@ def run_sensitivity(
     settings, watcher = settings or Settings(), watcher or Silence()
     folder = check_writable(Path(output))
     bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
-    chosen_groups(
-        bench, settings
-    )  # a wrong name is better said before the work, and where nothing is to be searched
+    check_search(bench, settings)
     int8 = measured_int8(bench, watcher)
     if int8.cosine >= settings.expected_cos:
         result = SensitivityResult(
@@ -93,7 +94,7 @@ def run_sensitivity(
     write_search(folder, bench, result.rows, result.choice, result.int8, result.metrics)
     write_plan(folder, result.choice.plan)
     write_json(folder / "summary.json", _sensitivity_summary(result))
-    for search in ("sensitivity", METRIC_SEARCH) if result.rows else ():
+    for search in () if result.skipped else ("sensitivity", METRIC_SEARCH):
         state_path(settings, folder, search).unlink(missing_ok=True)
     return result
 
@@ -101,21 +102,22 @@ def run_sensitivity(
 def _searched(
     bench: Bench, int8: Stage, settings: Settings, folder: Path, watcher: Watcher, *, auto: bool
 ) -> SensitivityResult:
-    ranking, metrics = rank(bench, settings, folder, watcher), dict[str, float]()
-    if settings.evaluate is not None:
-        metrics = metrics_alone(bench, ranking.rows, settings, folder, watcher)
-        ranking = replace(ranking, rows=tuple(sorted(ranking.rows, key=lambda r: metrics[r.name])))
-    tuned, _ = choose_thresholds(bench, ranking, int8, settings, watcher)
-    assert tuned.plan is not None
-    if auto:
-        usual = len(ranking.rows)
-        choice = choose_precisions(
-            bench, ranking, tuned, settings, watcher, usual_limit=usual, target=settings.expected_cos
-        ).choice
-    else:
-        watcher.stage("choosing float operators")
-        count = DEFAULT_FLOAT_OPS if settings.max_float_ops is None else settings.max_float_ops
-        choice = float_top(bench.evaluator, tuned.plan, ranking.rows, count, bench.solver.solve)
+    metrics = dict[str, float]()
+    with open_state(bench, settings, folder, watcher, search="sensitivity") as state:
+        runs = TrueRuns(bench.evaluator, runner=open_runner(settings), state=state)
+        ranking = rank(bench, settings, state, folder, watcher)
+        if settings.evaluate is not None:
+            metrics = metrics_alone(bench, ranking.rows, settings, folder, watcher)
+            ranking = replace(ranking, rows=tuple(sorted(ranking.rows, key=lambda r: metrics[r.name])))
+        tuned, _ = choose_thresholds(bench, runs, ranking, int8, settings, watcher)
+        assert tuned.plan is not None
+        if auto:
+            goal = Goal(settings.expected_cos, cost_limit(settings, usual=len(ranking.rows)))
+            choice = choose_precisions(bench, runs, ranking, tuned, goal, settings, watcher).choice
+        else:
+            watcher.stage("choosing float operators")
+            count = DEFAULT_FLOAT_OPS if settings.max_float_ops is None else settings.max_float_ops
+            choice = float_top(runs, tuned.plan, ranking.rows, count, bench.solver.solve)
     reached = choice.similarity >= settings.expected_cos
     return SensitivityResult(bench, int8.cosine, tuned.cosine, ranking, choice, reached, False, metrics)
 

@@ -13,13 +13,16 @@ from torch import nn
 from bitwright.flow.bench import Bench, open_bench
 from bitwright.flow.choosing import choose_precisions, choose_thresholds, measured_int8, nothing_to_choose
 from bitwright.flow.exports import for_exports, make_exports
+from bitwright.flow.limits import check_search, cost_limit
 from bitwright.flow.outputs import check_writable, write_search, write_tune
 from bitwright.flow.progress import Silence, Watcher
-from bitwright.flow.ranking import chosen_groups, rank, state_path
+from bitwright.flow.ranking import open_runner, open_state, rank, state_path
 from bitwright.flow.result import Chosen, Stage, Tuned, integer_stage, with_accuracy
 from bitwright.flow.settings import Settings
 from bitwright.graph.graph import Graph
+from bitwright.search.joint_precision import Goal
 from bitwright.search.sensitivity import Sensitivity
+from bitwright.search.true_runs import TrueRuns
 
 
 class _Clock:
@@ -57,13 +60,12 @@ def tune(
     clock = _Clock()
     bench = open_bench(model, data, settings, watcher, example_inputs=example_inputs)
     clock.lap("prepare")
-    chosen_groups(
-        bench, settings
-    )  # a wrong name is better said before the work, and where nothing is to be searched
+    check_search(bench, settings)
     int8 = measured_int8(bench, watcher)
     clock.lap("int8")
     rows: tuple[Sensitivity, ...] = ()
-    if int8.cosine >= settings.expected_cos:
+    enough = int8.cosine >= settings.expected_cos
+    if enough:
         search = nothing_to_choose(bench.plan, int8)
     else:
         rows, search = repair(bench, int8, settings, folder, watcher, clock.lap)
@@ -91,7 +93,7 @@ def tune(
         settings.expected_cos,
     )
     write_tune(folder, result, watcher)
-    if rows:
+    if not enough:
         state_path(settings, folder, "sensitivity").unlink(missing_ok=True)
     return result
 
@@ -107,13 +109,14 @@ def repair(
     """Rank the operators, choose thresholds, then precisions until the target is met; at most a tenth of the groups become
     float unless the settings say otherwise. *lap*: called with the name of each part when it ends.
     """
-    ranking = rank(bench, settings, folder, watcher)
-    lap("sensitivity")
-    tuned, kept = choose_thresholds(bench, ranking, int8, settings, watcher)
-    lap("thresholds")
     usual = max(1, len(bench.plan.groups) // 10)
-    chosen = choose_precisions(
-        bench, ranking, tuned, settings, watcher, usual_limit=usual, target=settings.expected_cos
-    )
-    lap("choice")
+    goal = Goal(settings.expected_cos, cost_limit(settings, usual))
+    with open_state(bench, settings, folder, watcher, search="sensitivity") as state:
+        runs = TrueRuns(bench.evaluator, runner=open_runner(settings), state=state)
+        ranking = rank(bench, settings, state, folder, watcher)
+        lap("sensitivity")
+        tuned, kept = choose_thresholds(bench, runs, ranking, int8, settings, watcher)
+        lap("thresholds")
+        chosen = choose_precisions(bench, runs, ranking, tuned, goal, settings, watcher)
+        lap("choice")
     return ranking.rows, replace(chosen, kept=kept)

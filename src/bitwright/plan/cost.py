@@ -22,10 +22,8 @@ _BITS: dict[Precision, tuple[int, int]] = {
     "int16": (16, 8),
     "float": (32, 32),
 }
-#: Of two plans that widen as many operators, the narrower one is cheaper.
-_OPS: dict[Precision, float] = {"w4a8": -0.01, "int8": 0.0, "int16": 0.99, "float": 1.0}
-#: The same of an operator that is int16 to begin with.
-_FROM_INT16: dict[Precision, float] = {"w4a8": -0.02, "int8": -0.01, "int16": 0.0, "float": 1.0}
+#: Of two plans that widen as many operators, the narrower one is cheaper: by this much in all, which buys no operator.
+_TIES = 0.5
 #: Shares count operators too, a hundredth in all, so that one without multiply-accumulates or weights is not free.
 _OPS_IN_SHARES = 0.01
 _UNITS: dict[Metric, str] = {
@@ -58,13 +56,13 @@ def measure_costs(graph: Graph, plan: Plan, target: Target, metric: Metric) -> C
     """What each precision of each group costs, beyond the one that *plan* gives it.
 
     `ops`, from int8: 1 for float, a little less for int16, a little less than nothing for w4a8; from int16, which is all that a target
-    may allow inside softmax and norms: 1 for float. `macs`: the group's share of the network's
+    may allow inside softmax and norms: 1 for float. The littles of all groups together are less than an operator. `macs`: the group's share of the network's
     multiply-accumulates times (product of bits - 64) / (1024 - 64). `bytes`: its share of all weights and biases times
     (weight bits - 8) / (32 - 8). To both a hundredth of its share of operators is added. `latency`: see `Estimate`. *raises* `TargetError` for a target without figures,
     `DataError` for a network that has nothing of what is counted.
     """
     measures: dict[Metric, Callable[[], Mapping[str, Mapping[Precision, float]]]] = {
-        "ops": lambda: {g: _ops(plan, g) for g in plan.groups},
+        "ops": lambda: _ops(plan),
         "macs": lambda: _shares(plan, _macs(graph, plan), _mac_cost, "multiply-accumulates"),
         "bytes": lambda: _shares(plan, _weights(graph, plan), _byte_cost, "weights"),
         "latency": lambda: _latency(graph, plan, target),
@@ -109,13 +107,18 @@ def _shares(
         raise _nothing(what)
     each = _OPS_IN_SHARES / len(plan.groups)
     return {
-        g: {p: amounts[g] / total * cost(p) + each * _ops(plan, g)[p] for p in PRECISIONS}
-        for g in plan.groups
+        g: {p: amounts[g] / total * cost(p) + each * ops[p] for p in PRECISIONS}
+        for g, ops in _ops(plan).items()
     }
 
 
-def _ops(plan: Plan, group: str) -> dict[Precision, float]:
-    return _FROM_INT16 if plan.precision(group) == "int16" else _OPS
+def _ops(plan: Plan) -> dict[str, dict[Precision, float]]:
+    """One for each group that is widened; of one that is int16 to begin with, from there."""
+    groups = plan.groups
+    tie = _TIES / max(1, len(groups))
+    int8: dict[Precision, float] = {"w4a8": -tie, "int8": 0.0, "int16": 1 - tie, "float": 1.0}
+    int16: dict[Precision, float] = {"w4a8": -2 * tie, "int8": -tie, "int16": 0.0, "float": 1.0}
+    return {g: int16 if plan.ops[members[0]].precision == "int16" else int8 for g, members in groups.items()}
 
 
 def _nothing(what: str) -> DataError:
@@ -162,8 +165,8 @@ def _latency(graph: Graph, plan: Plan, target: Target) -> dict[str, dict[Precisi
     if total <= 0:
         raise _nothing("multiply-accumulates")
     return {
-        g: {p: (t - of["int8"]) / total + each * _ops(plan, g)[p] for p, t in of.items()}
-        for g, of in times.items()
+        g: {p: (times[g][p] - times[g]["int8"]) / total + each * ops[p] for p in PRECISIONS}
+        for g, ops in _ops(plan).items()
     }
 
 

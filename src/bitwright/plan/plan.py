@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,6 +108,13 @@ class Plan:
     def refusals(self) -> dict[str, str]:
         """Operators that are float because the target does not grant what was asked: name -> reason."""
         return {n: e.why for n, e in self.ops.items() if e.precision == "float" and e.why and e.quantizable}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all that the plan computes: plans that differ in the reasons of operators alone have the same."""
+        data = self.to_json()
+        data["ops"] = {n: {k: v for k, v in e.items() if k != "why"} for n, e in data["ops"].items()}
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary; `from_json` reads it back."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bitwright.plan.cost import Costs
 from bitwright.plan.plan import Plan
 from bitwright.plan.target import Precision
-from bitwright.search.evaluator import Evaluator
 from bitwright.search.sensitivity import Sensitivity
+from bitwright.search.true_runs import Runs
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def widest_top(
 
 
 def float_top(
-    evaluator: Evaluator,
+    runs: Runs,
     plan: Plan,
     rows: Sequence[Sensitivity],
     count: int,
@@ -70,17 +70,17 @@ def float_top(
 ) -> Choice:
     """Leave exactly the *count* most sensitive groups float (fewer if there are fewer)."""
     chosen: dict[str, Precision] = {}
-    tried = [Tried(plan, {}, evaluator.evaluate(plan), cost=0.0)]
+    tried = [Tried(plan, {}, runs.evaluate(plan), cost=0.0)]
     # New thresholds can make a shift-only target refuse a group: it is float already.
     for rank, row in [(i, r) for i, r in enumerate(rows) if plan.precision(r.name) != "float"][:count]:
         plan = solve(plan.with_precision([row.name], "float", _reason(rank, row)))
         chosen[row.name] = "float"
-        tried.append(Tried(plan, dict(chosen), evaluator.evaluate(plan), cost=float(len(chosen))))
+        tried.append(Tried(plan, dict(chosen), runs.evaluate(plan), cost=float(len(chosen))))
     return Choice(plan, tried[-1].similarity, chosen, tuple(tried))
 
 
 def float_until(
-    evaluator: Evaluator,
+    runs: Runs,
     plan: Plan,
     rows: Sequence[Sensitivity],
     solve: Callable[[Plan], Plan],
@@ -94,13 +94,13 @@ def float_until(
     *returns*: the first plan that reaches the target, else the most similar one seen.
     """
     chosen: dict[str, Precision] = {}
-    best = unchanged(plan, evaluator.evaluate(plan))
+    best = unchanged(plan, runs.evaluate(plan))
     tried = [*best.tried]
     for rank, row in [(i, r) for i, r in enumerate(rows) if plan.precision(r.name) != "float"][:limit]:
         if best.similarity >= target:
             break
         plan = solve(plan.with_precision([row.name], "float", _reason(rank, row)))
-        similarity = evaluator.evaluate(plan)
+        similarity = runs.evaluate(plan)
         chosen[row.name] = "float"
         tried.append(Tried(plan, dict(chosen), similarity, cost=float(len(chosen))))
         if progress:
@@ -111,34 +111,50 @@ def float_until(
 
 
 def without_needless(
-    evaluator: Evaluator,
+    runs: Runs,
     choice: Choice,
     base: Plan,
     solve: Callable[[Plan], Plan],
     *,
     target: float,
     cost: Callable[[Mapping[str, Precision]], float],
+    slack: float = 0.0,
     progress: Callable[[Tried], None] | None = None,
 ) -> Choice:
-    """*choice*, less the groups that it can do without.
+    """*choice*, less the groups that it can do without and that cost something.
 
-    Each group in turn, the last chosen first, is put back to its precision in *base*, and stays so if the similarity still
-    reaches *target*, or is no less where *choice* misses that: one true run for each group. Orders by predicted or single
-    losses choose too many where losses are small and alike. *cost*: of the groups that differ from *base*.
+    Each widened group in turn, the last chosen first, is put back to its precision in *base*, and stays so if the similarity still
+    reaches *target*, or, where that is missed, if the loss is at most 1 + *slack* times the least so far: one true run for each
+    group. Orders by predicted or single losses choose too many where losses are small and alike. *cost*: of the groups that
+    differ from *base*.
     """
-    best, tried = choice, [*choice.tried]
+    best, tried, most_similar = choice, [*choice.tried], choice.similarity
     for group in reversed(list(choice.groups)):
         fewer = {g: p for g, p in best.groups.items() if g != group}
+        if cost(fewer) >= cost(best.groups):  # it was narrowed, or came for nothing
+            continue
         plan = solve(
             best.plan.with_precision([group], base.precision(group), base.ops[base.groups[group][0]].why)
         )
-        found = Tried(plan, fewer, evaluator.evaluate(plan), cost=cost(fewer))
+        found = Tried(plan, fewer, runs.evaluate(plan), cost=cost(fewer))
         tried.append(found)
         if progress:
             progress(found)
-        if found.similarity >= min(target, best.similarity):
+        is_little = 1 - found.similarity <= (1 + slack) * (1 - most_similar)
+        if found.similarity >= target or (best.similarity < target and is_little):
             best = Choice(plan, found.similarity, fewer, ())
-    return replace(best, tried=tuple(sorted(tried, key=lambda t: t.cost or 0.0)))
+            most_similar = max(most_similar, found.similarity)
+    return with_tried(best, tried)
+
+
+def with_tried(choice: Choice, tried: Iterable[Tried]) -> Choice:
+    """*choice* with the plans *tried*, in growing cost, each once. What was predicted of a plan stays known."""
+    found: dict[str, Tried] = {}
+    for t in sorted(tried, key=lambda t: t.plan is not choice.plan):  # the chosen plan itself is among them
+        known = found.setdefault(t.plan.fingerprint, t)
+        if known.predicted is None:
+            found[t.plan.fingerprint] = replace(known, predicted=t.predicted)
+    return replace(choice, tried=tuple(sorted(found.values(), key=lambda t: t.cost or 0.0)))
 
 
 def _reason(rank: int, row: Sensitivity) -> str:

@@ -29,6 +29,8 @@ REFERENCE_BYTES = 256 * 2**20
 
 #: Makes an iterator over batches of the given number of samples; called once for each pass.
 Batches = Callable[[int], Iterable[Mapping[str, Tensor]]]
+#: Called after each run of a plan with its name and similarity.
+Told = Callable[[str, float], None]
 #: The outputs of a network, perhaps among other values, for inputs by name.
 Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
@@ -133,6 +135,15 @@ class Evaluator:
     def evaluate(self, plan: Plan) -> float:
         """Mean similarity of *plan* to the float network over all samples."""
         return float(self.per_sample(plan).mean())
+
+    def evaluate_all(self, plans: Mapping[str, Plan], progress: Told | None = None) -> dict[str, float]:
+        """The same of each plan, by name, one after another. *progress*: called after each with its name and similarity."""
+        found = dict[str, float]()
+        for name, plan in plans.items():
+            found[name] = self.evaluate(plan)
+            if progress:
+                progress(name, found[name])
+        return found
 
     def per_sample(self, plan: Plan) -> Tensor:
         """Similarity of *plan* for each sample: `[n]` float64."""

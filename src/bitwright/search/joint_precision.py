@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from bitwright.graph.replay import Reads
 from bitwright.plan.cost import Costs
@@ -12,9 +13,9 @@ from bitwright.plan.reads import quantized_reads
 from bitwright.plan.target import Precision
 from bitwright.search.choose import Choice, Tried
 from bitwright.search.error_sketch import ErrorSketch
-from bitwright.search.evaluator import Evaluator
 from bitwright.search.optimize import Optimizer, Point
 from bitwright.search.plan_model import PlanModel
+from bitwright.search.true_runs import Runs
 
 #: Prediction and truth that differ by more than this factor have parted: the network is linearised anew, around the plan.
 PARTED = 1.5
@@ -23,15 +24,14 @@ _BEYOND = 0.3
 #: Below this loss a factor says nothing.
 _NEGLIGIBLE = 1e-5
 
-#: Plans of a front that are run.
+#: Plans of a front that are run, or measured by a user's metric.
 FRONT = 24
 #: Guesses from predictions before the search for the first sufficient plan halves instead.
 _GUESSES = 4
 
 #: A sketch around the plan with the given reads.
 SketchAround = Callable[[Reads], ErrorSketch]
-#: True similarities of plans by name, all at once.
-RunMany = Callable[[Mapping[str, Plan]], Mapping[str, float]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class JointPrecision:
 
     def __init__(
         self,
-        evaluator: Evaluator,
+        runs: Runs,
         plan: Plan,
         solve: Callable[[Plan], Plan],
         options: Mapping[str, Sequence[Precision]],
@@ -65,13 +65,11 @@ class JointPrecision:
         *,
         start: float | None = None,
         apart: Mapping[str, float] | None = None,
-        run_many: RunMany | None = None,
         on_true_run: Callable[[Tried], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.evaluator, self.plan, self.solve = evaluator, plan, solve
+        self.runs, self.plan, self.solve = runs, plan, solve
         self.options, self.costs, self._added = options, costs, apart
-        self._run_many = run_many
         self._on_true_run, self._progress = on_true_run, progress
         self._base = {g: plan.precision(g) for g in plan.groups}
         self._true: dict[frozenset[tuple[str, Precision]], Tried] = {}
@@ -100,11 +98,11 @@ class JointPrecision:
             if around is None or attempt == rounds or (factor <= PARTED and goal.target is not None):
                 break
             parted += [factor] if factor > PARTED else []
-            sketch = around(quantized_reads(self.evaluator.graph, self._run(points[at]).plan))
+            sketch = around(quantized_reads(self.runs.graph, self._run(points[at]).plan))
         for precisions in alternatives:
             self._run_alternative(precisions)
         if verify_all:
-            self._run_all(_thinned(points))
+            self._run_all(thinned(points))
         return self._result(goal, tuple(parted))
 
     def _front(self, sketch: ErrorSketch, goal: Goal) -> list[Point]:
@@ -150,7 +148,7 @@ class JointPrecision:
         key = self._key(point)
         if key not in self._true:
             plan = self._solved(point)
-            self._record(point, plan, self.evaluator.evaluate(plan))
+            self._record(point, plan, self.runs.evaluate(plan))
         return self._true[key]
 
     def _run_alternative(self, precisions: Mapping[str, Precision]) -> None:
@@ -159,18 +157,13 @@ class JointPrecision:
         if key not in self._true:
             plan = self._with(changed, "sensitive alone, by the ranking of single operators")
             cost = self.costs.total({**self._base, **changed})
-            self._tell(key, Tried(plan, changed, self.evaluator.evaluate(plan), cost=cost))
+            self._tell(key, Tried(plan, changed, self.runs.evaluate(plan), cost=cost))
 
     def _run_all(self, points: Sequence[Point]) -> None:
         missing = {self._key(p): p for p in points if self._key(p) not in self._true}
-        plans = {str(i): self._solved(p) for i, p in enumerate(missing.values())}
-        if self._run_many is None:
-            for point in missing.values():
-                self._run(point)
-            return
-        found = self._run_many(plans)
-        for i, point in enumerate(missing.values()):
-            self._record(point, plans[str(i)], found[str(i)])
+        named = {str(i): p for i, p in enumerate(missing.values())}
+        plans = {name: self._solved(p) for name, p in named.items()}
+        self.runs.evaluate_all(plans, lambda name, found: self._record(named[name], plans[name], found))
 
     def _solved(self, point: Point) -> Plan:
         cosine = 1 - point.predicted
@@ -206,11 +199,11 @@ class JointPrecision:
         return JointResult(choice, bool(enough), parted)
 
 
-def _thinned(points: Sequence[Point]) -> list[Point]:
-    """At most `FRONT` of *points*, evenly by their place: each costs a true run, and perhaps a metric of minutes."""
-    if len(points) <= FRONT:
-        return list(points)
-    return [points[round(i * (len(points) - 1) / (FRONT - 1))] for i in range(FRONT)]
+def thinned(those: Sequence[T]) -> list[T]:
+    """At most `FRONT` of *those*, evenly by their place: each costs a true run, or a metric of minutes."""
+    if len(those) <= FRONT:
+        return list(those)
+    return [those[round(i * (len(those) - 1) / (FRONT - 1))] for i in range(FRONT)]
 
 
 def _cost(tried: Tried) -> float:

@@ -7,59 +7,118 @@ shifts all scores alike, until a table of the next operator saturates.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from bitwright.graph.graph import Graph
 from bitwright.plan.plan import Plan
 from bitwright.plan.target import Precision
-from bitwright.search.choose import Choice, Tried
+from bitwright.search.choose import Choice, Tried, with_tried
+from bitwright.search.true_runs import Runs
 
-#: A neighbour must win this share of the loss, or reach the target.
-_LEAST_GAIN = 0.02
+#: A neighbour must win this share of the loss, or reach the target; so must all of them together to be worth a try.
+LEAST_GAIN = 0.02
+#: The best neighbours of a round that are tried again in the next one.
+_AGAIN = 8
+
+#: What differs from the base plan: group -> precision.
+_Groups = Mapping[str, Precision]
 
 
 def with_neighbours(
-    graph: Graph,
+    runs: Runs,
     choice: Choice,
     base: Plan,
     solve: Callable[[Plan], Plan],
     options: Mapping[str, Sequence[Precision]],
-    run: Callable[[Mapping[str, Plan]], Mapping[str, float]],
     *,
     target: float,
     limit: float,
-    cost: Callable[[Mapping[str, Precision]], float],
+    cost: Callable[[_Groups], float],
     progress: Callable[[Tried], None] | None = None,
 ) -> Choice:
     """*choice*, which misses *target*, with groups that share a value with widened ones as wide as *options* allows, one after another,
     always the one that true runs find best, until the target is met, none wins much, or the *limit* of the cost is reached.
 
-    *base*: the plan that *choice* changes. *run*: true similarities of plans by name, all of a round at once. *cost*: of the groups that
-    differ from *base*. *progress*: called with every run; the result's `tried` has the best of each round only.
+    First one run with all of them wide, whatever that costs: if it wins little, nothing more is tried. (Where the limit allows it, it
+    may be the result itself, if nothing else comes as near, or is as cheap.) Then a round of runs for each group that is added: the
+    first tries all neighbours, the others only the `_AGAIN` best of the round before and the groups that the last one made neighbours.
+
+    *base*: the plan that *choice* changes. *cost*: of the groups that differ from *base*. *progress*: called after every run; the
+    result's `tried` has the best of each round only.
     """
-    best, tried = choice, [*choice.tried]
-    while best.similarity < target:
-        wider = {g for g, p in best.groups.items() if cost({g: p}) > 0}
-        moves = {
-            g: {**best.groups, g: options.get(g, [base.precision(g)])[-1]}
-            for g in neighbours(graph, base, wider)
-        }
-        moves = {g: after for g, after in moves.items() if cost(best.groups) < cost(after) <= limit}
-        why = f"beside widened operators: cosine of the network {best.similarity:.6f} without"
-        plans = {g: solve(best.plan.with_precision([g], after[g], why)) for g, after in moves.items()}
-        similarities = run(plans) if plans else {}
-        found = [Tried(plans[g], after, similarities[g], cost=cost(after)) for g, after in moves.items()]
-        for t in found if progress else ():
-            progress(t)  # type: ignore[misc]
-        step = max(found, key=lambda t: t.similarity, default=None)
-        if step is None or not _is_worth_it(best.similarity, step.similarity, target):
+    beside = _Beside(runs, base, solve, options, cost, limit, progress)
+    moves = beside.moves(choice)
+    if choice.similarity >= target or not moves:
+        return choice
+    together = beside.run(choice, {"": {g: p for after in moves.values() for g, p in after.items()}})[""]
+    if not _is_worth_it(choice.similarity, together.similarity, target):
+        return choice
+    best, tried, seen = choice, [*choice.tried], {*moves}
+    while moves and best.similarity < target:
+        found = beside.run(best, moves)
+        ranked = sorted(moves, key=lambda g: -found[g].similarity)
+        step = found[ranked[0]]
+        if not _is_worth_it(best.similarity, step.similarity, target):
             break
         best = Choice(step.plan, step.similarity, step.groups, ())
         tried.append(step)
-    return Choice(best.plan, best.similarity, best.groups, tuple(sorted(tried, key=lambda t: t.cost or 0.0)))
+        again, following = ranked[1 : 1 + _AGAIN], beside.moves(best)
+        moves = {g: after for g, after in following.items() if g in again or g not in seen}
+        seen |= {*following}
+    if (together.cost or 0.0) <= limit:
+        tried.append(together)
+        nearer = together.similarity > best.similarity and best.similarity < target
+        cheaper = together.similarity >= target and cost(together.groups) < cost(best.groups)
+        if nearer or cheaper:
+            best = Choice(together.plan, together.similarity, together.groups, ())
+    return with_tried(best, tried)
 
 
 def _is_worth_it(before: float, after: float, target: float) -> bool:
-    return after >= target or 1 - after <= (1 - _LEAST_GAIN) * (1 - before)
+    return after >= target or 1 - after <= (1 - LEAST_GAIN) * (1 - before)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What `with_neighbours` is given, and its two steps: which groups to widen, and their runs."""
+
+    runs: Runs
+    base: Plan
+    solve: Callable[[Plan], Plan]
+    options: Mapping[str, Sequence[Precision]]
+    cost: Callable[[_Groups], float]
+    limit: float
+    progress: Callable[[Tried], None] | None
+
+    def moves(self, best: Choice) -> dict[str, _Groups]:
+        """Each neighbour of what *best* widened, and what differs from the base with it as wide as it may be, within the limit."""
+        wider = {g for g, p in best.groups.items() if self.cost({g: p}) > 0}
+        found = {
+            g: {**best.groups, g: self.options.get(g, [self.base.precision(g)])[-1]}
+            for g in neighbours(self.runs.graph, self.base, wider)
+        }
+        now = self.cost(best.groups)
+        return {g: after for g, after in found.items() if now < self.cost(after) <= self.limit}
+
+    def run(self, best: Choice, moves: Mapping[str, _Groups]) -> dict[str, Tried]:
+        """The runs of *moves* away from *best*, by their names."""
+        why = f"beside widened operators: cosine of the network {best.similarity:.6f} without"
+        plans = {name: self._solved(best, after, why) for name, after in moves.items()}
+        found = dict[str, Tried]()
+
+        def tell(name: str, similarity: float) -> None:
+            found[name] = Tried(plans[name], moves[name], similarity, cost=self.cost(moves[name]))
+            if self.progress:
+                self.progress(found[name])
+
+        self.runs.evaluate_all(plans, tell)
+        return found
+
+    def _solved(self, best: Choice, after: _Groups, why: str) -> Plan:
+        plan = best.plan
+        for group in (g for g, p in after.items() if best.groups.get(g) != p):
+            plan = plan.with_precision([group], after[group], why)
+        return self.solve(plan)
 
 
 def neighbours(graph: Graph, plan: Plan, groups: Collection[str]) -> list[str]:

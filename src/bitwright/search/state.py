@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -44,7 +44,10 @@ def batch_digest(batch: Mapping[str, Tensor]) -> bytes:
 
 
 class SearchState:
-    """Measurements by name, kept in memory and, if *path* is given, in a JSON file that a later run resumes from."""
+    """Measurements by name, kept in memory and, if *path* is given, in a JSON file that a later run resumes from.
+
+    A `with` block saves them however it ends (an error, Ctrl-C).
+    """
 
     def __init__(self, path: Path | None, key: str) -> None:
         self.path, self.key = path, key
@@ -53,6 +56,12 @@ class SearchState:
         self._saved_at = time.monotonic()
         if path is not None and path.exists():
             self._load(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.save()
 
     def _load(self, path: Path) -> None:
         try:
