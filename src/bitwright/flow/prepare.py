@@ -18,6 +18,7 @@ from bitwright.flow.wishes import Choice, attributes_of, choose, granted, report
 from bitwright.graph.graph import Graph, GraphInput
 from bitwright.graph.op import Op
 from bitwright.graph.replay import Replay
+from bitwright.graph.training_branch import TrainingBranch, join_training
 from bitwright.importers.from_torch import capture_training
 from bitwright.importers.torch_export import TrainingBranchWarning, bind_example
 from bitwright.ops.attention import Attention
@@ -32,7 +33,6 @@ from bitwright.plan.target import Precision, Target, load_target
 from bitwright.rewrite.decompose_attention import decompose_attention
 from bitwright.rewrite.decompose_composites import decompose_composites
 from bitwright.rewrite.fold_batchnorm import fold_batchnorm
-from bitwright.rewrite.training_branch import TrainingBranch, join_training
 from bitwright.train.batchnorm import BatchNormMode, check_mode, freeze_batchnorm
 from bitwright.train.insert import Wishes, insert_quantizers
 from bitwright.train.prepared import PreparedModel, check_float32

@@ -12,6 +12,7 @@ from torch.fx.node import map_aggregate
 from bitwright.graph.graph import OUTPUT, Graph, Value
 from bitwright.graph.op import Role
 from bitwright.graph.structure import graph_of, records_of
+from bitwright.graph.training_branch import OfValue, TrainingBranch
 from bitwright.numerics.spec import QuantSpec
 from bitwright.ops.batchnorm import BatchNorm, channels_of, fold_factor, over_channels, times_channels
 from bitwright.ops.conv import Conv, ConvTranspose
@@ -21,7 +22,6 @@ from bitwright.plan.plan import Plan, ValueEntry
 from bitwright.plan.qconfig import FakeQuantConfig, QConfig
 from bitwright.plan.reads import is_made_quantized, is_quantized, read_edges, width
 from bitwright.plan.target import Target
-from bitwright.rewrite.training_branch import OfValue, TrainingBranch
 from bitwright.table import Table
 from bitwright.train.biases import BiasRounding
 from bitwright.train.fake_quants import FAKE_QUANTS, QUANTIZER_NAMES, Quantizer
