@@ -123,6 +123,33 @@ def test_training_in_bfloat16_learns_in_float32(kind: str) -> None:
     assert all(t.isfinite().all() for t in model.state_dict().values())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_convolutions_are_trained_in_bfloat16_and_go_on_from_a_checkpoint(kind: str) -> None:
+    def steps(model: PreparedModel, optimizer: torch.optim.Optimizer, count: int) -> list[float]:
+        set_fake_quantize(model.train(), FakeQuantState.QAT)
+        losses = []
+        for _ in range(count):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = model(pixels()).float().square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        return losses
+
+    model, resumed = prepared(kind), prepared(kind)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    first = steps(model, optimizer, 6)
+    again = torch.optim.SGD(resumed.parameters(), lr=0.02, momentum=0.9)
+    resumed.load_state_dict(copy.deepcopy(model.state_dict()))
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    later = steps(model, optimizer, 6)
+
+    assert later[-1] < 0.8 * first[0]
+    assert steps(resumed, again, 6) == later
+    assert torch.equal(validated(model, pixels()), validated(resumed, pixels()))
+
+
 def test_bfloat16_outputs_are_near_those_of_float32() -> None:
     model = calibrate(prepared(), pixels())
     expected = validated(model, pixels())

@@ -73,6 +73,9 @@ def vector(outputs, labels):
 def generator():
     return (batch for batch in [data()])
 
+def shuffled():
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data()), 16, shuffle=True)
+
 def unlabelled():
     return [data()[0]]
 
@@ -233,8 +236,16 @@ class _Interrupted(Silence):
             raise KeyboardInterrupt
 
 
-def test_training_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(folder: Path) -> None:
-    path = recipe(folder, epochs=3)
+@pytest.mark.parametrize(
+    "kind, data", [("fake_quant", "data"), ("lsq", "data"), ("pact", "data"), ("lsq", "shuffled")]
+)
+def test_training_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(
+    folder: Path, kind: str, data: str
+) -> None:
+    code = f"net_{folder.name}.py"
+    source = {"train": f"{code}:{data}", "validation": f"{code}:data", "batch_size": 16}
+    weight = {"fake_quant": kind, "dtype": "int4"}
+    path = recipe(folder, epochs=3, data=source, weight=weight, activation={"fake_quant": kind})
     whole = training.run_training(path, output=folder / "whole")
 
     with pytest.raises(KeyboardInterrupt):
