@@ -138,9 +138,9 @@ def test_convolutions_are_trained_in_bfloat16_and_go_on_from_a_checkpoint(kind: 
         return losses
 
     model, resumed = prepared(kind), prepared(kind)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9)
     first = steps(model, optimizer, 6)
-    again = torch.optim.SGD(resumed.parameters(), lr=0.02, momentum=0.9)
+    again = torch.optim.SGD(resumed.parameters(), lr=0.002, momentum=0.9)
     resumed.load_state_dict(copy.deepcopy(model.state_dict()))
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     later = steps(model, optimizer, 6)
