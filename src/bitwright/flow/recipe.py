@@ -19,8 +19,8 @@ class _Strict(BaseModel):
 class QuantizerRecipe(_Strict):
     """How values are fake-quantized while training.
 
-    *observer*: None stands for `mse` where the scale is learned (`lsq`), else `min_max`. *options*: of the observer
-    (`averaging_constant`, `percentile`, …).
+    *observer*: None stands for `mse` for int4 and where the scale is learned (`lsq`), else `min_max`. *options*: of the observer
+    (`averaging_constant`, `percentile`, …); scales of int4 weights stay as they were calibrated unless told otherwise.
     """
 
     fake_quant: str = "fake_quant"
@@ -32,8 +32,8 @@ class QuantizerRecipe(_Strict):
 
     @property
     def observer_name(self) -> str:
-        """The observer in use: a learned scale moves by some percent in a short training, so it has to start well."""
-        return self.observer or ("mse" if self.fake_quant == "lsq" else "min_max")
+        """The observer in use: a scale that is learned, or kept, has to start well."""
+        return self.observer or ("mse" if self.fake_quant == "lsq" or self.dtype == "int4" else "min_max")
 
 
 class CalibrationRecipe(_Strict):

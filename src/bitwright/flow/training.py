@@ -121,7 +121,8 @@ class _Job:
                 part.fake_quant, part.observer_name, part.dtype, part.power_of_two, part.group_size, own
             )
 
-        qconfig = QConfig(config(activation), config(weight, averaging_constant=1.0))
+        constant = 0.0 if weight.dtype == "int4" else 1.0
+        qconfig = QConfig(config(activation), config(weight, averaging_constant=constant))
         setters: list[QconfigSetter] = [UniformQconfigSetter(qconfig, "recipe")]
         if self.recipe.leave_float:
             setters.insert(0, ModuleNameQconfigSetter(dict.fromkeys(self.recipe.leave_float)))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bitwright.errors import PlanError
 from bitwright.plan.qconfig import (
+    FakeQuantConfig,
     QConfig,
     SensitiveOpsQconfigSetter,
     UniformQconfigSetter,
@@ -39,12 +41,16 @@ calibration_8bit_weight_16bit_act_qconfig_setter = _uniform(
 )
 qat_8bit_weight_16bit_act_qconfig_setter = _uniform("qat_8bit_weight_16bit_act", QAT, "int16")
 qat_8bit_weight_16bit_fixed_act_qconfig_setter = _uniform("qat_8bit_weight_16bit_fixed_act", FIXED, "int16")
-calibration_4bit_weight_8bit_act_qconfig_setter = _uniform(
-    "calibration_4bit_weight_8bit_act", CALIBRATION, weight="int4"
+#: Of 15 codes none is to spare for the largest weight, and a scale that followed it would move all codes at every step.
+INT4_WEIGHT = FakeQuantConfig(observer="mse", dtype="int4", options={"averaging_constant": 0.0})
+calibration_4bit_weight_8bit_act_qconfig_setter = UniformQconfigSetter(
+    replace(CALIBRATION, weight=INT4_WEIGHT), "calibration_4bit_weight_8bit_act"
 )
-qat_4bit_weight_8bit_act_qconfig_setter = _uniform("qat_4bit_weight_8bit_act", QAT, weight="int4")
-qat_4bit_weight_8bit_fixed_act_qconfig_setter = _uniform(
-    "qat_4bit_weight_8bit_fixed_act", FIXED, weight="int4"
+qat_4bit_weight_8bit_act_qconfig_setter = UniformQconfigSetter(
+    replace(QAT, weight=INT4_WEIGHT), "qat_4bit_weight_8bit_act"
+)
+qat_4bit_weight_8bit_fixed_act_qconfig_setter = UniformQconfigSetter(
+    replace(FIXED, weight=INT4_WEIGHT), "qat_4bit_weight_8bit_fixed_act"
 )
 
 

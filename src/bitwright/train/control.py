@@ -67,7 +67,8 @@ def evaluating(model: PreparedModel, state: FakeQuantState) -> Iterator[None]:
 
 
 def _warn_of_fixed(quantizers: Sequence[Quantizer]) -> None:
-    fixed = [q.value for q in quantizers if q.observer.averaging_constant == 0.0 and not q.observer.is_given]
+    activations = [q for q in quantizers if not q.is_weight and not q.observer.is_given]
+    fixed = [q.value for q in activations if q.observer.averaging_constant == 0.0]
     if fixed:
         warnings.warn(
             f"calibrating with averaging constant 0: the range of {len(fixed)} values ({fixed[0]}, …) is that of the first batch, or"
