@@ -146,26 +146,48 @@ def quality_table() -> str:
 
 
 def training_table() -> str:
-    """Top-1 of the float control, calibrated and trained (mean over seeds), with the share that training recovers."""
-    kinds = {"fake_quant": "plain", "lsq": "LSQ", "pact": "PACT"}
+    """Top-1 and cross-entropy of the float control, calibrated and trained (means over seeds), with the share that training recovers."""
     lines = [
-        "| weights | epochs | float, control | calibrated | trained | top-1 (%), mean | each seed | converted, mean | recovery |",
-        "|---|--:|--:|--:|---|--:|---|--:|--:|",
+        "| weights | | top-1 (%), mean | each seed | recovered | cross-entropy | recovered | converted, top-1 (%) | statistics taken anew: top-1 (%), recovered | cross-entropy, recovered |",
+        "|---|---|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
     for width in ("int8", "int4"):
         runs = [json.loads(p.read_text()) for p in sorted(RESULTS.glob(f"qat_{width}_[0-9].json"))]
-        control, ptq = mean(r["float_control"] for r in runs), mean(r["ptq"] for r in runs)
-        for kind, title in kinds.items():
-            top1 = mean(r[kind] for r in runs)
-            # Where calibration loses less than half a point there is nothing to recover.
-            share = "–" if control - ptq < 0.5 else f"{(top1 - ptq) / (control - ptq):.0%}"
-            each = ", ".join(f"{r[kind]:.2f}" for r in runs)
-            converted = mean(r[f"{kind}_converted"] for r in runs)
-            lines.append(
-                f"| {width} | {runs[0]['epochs']} | {runs[0]['float']:.2f}, {control:.2f} | {ptq:.2f} | {title} | "
-                f"{top1:.2f} | {each} | {converted:.2f} | {share} |"
-            )
+        lines += [_row_of_training(runs, width, kind) for kind in _TRAININGS]
     return "\n".join(lines)
+
+
+_TRAININGS = {
+    "ptq": "calibrated",
+    "control": "float control",
+    "fake_quant": "plain",
+    "lsq": "LSQ",
+    "pact": "PACT",
+}
+
+
+def _row_of_training(runs: list[dict[str, Any]], width: str, kind: str) -> str:
+    def average(what: str, form: str, of: str = kind) -> float:
+        return mean(r["ptq"][what] if of == "ptq" else r[of][form][what] for r in runs)
+
+    def recovered(what: str, form: str) -> str:
+        # Where calibration loses less than half a point there is nothing to recover.
+        if kind == "control" or average("top1", form, "control") - average("top1", form, "ptq") < 0.5:
+            return "–"
+        calibrated = average(what, form, "ptq")
+        return f"{(average(what, form) - calibrated) / (average(what, form, 'control') - calibrated):.0%}"
+
+    title = f"| {width} | {_TRAININGS[kind]} |"
+    if kind == "ptq":
+        return f"{title} {average('top1', ''):.2f} | | | {average('loss', ''):.4f} | | | | |"
+    each = ", ".join(f"{r[kind]['as_it_is']['top1']:.2f}" for r in runs)
+    converted = "" if kind == "control" else f"{average('top1', 'converted'):.2f}"
+    as_it_is, anew = "as_it_is", "statistics_anew"
+    return (
+        f"{title} {average('top1', as_it_is):.2f} | {each} | {recovered('top1', as_it_is)} | {average('loss', as_it_is):.4f} | "
+        f"{recovered('loss', as_it_is)} | {converted} | {average('top1', anew):.2f}, {recovered('top1', anew)} | "
+        f"{average('loss', anew):.4f}, {recovered('loss', anew)} |"
+    )
 
 
 def training_speed_table() -> str:
