@@ -42,15 +42,16 @@ def auxiliary() -> _Auxiliary:
     return _Auxiliary().eval()
 
 
+def same_in_training(ours: nn.Module, model: nn.Module, *inputs: Tensor) -> None:
+    """*ours* and *model* return the same in training mode, by the same numbers drawn for dropout."""
+    torch.manual_seed(3)
+    expected = model.train()(*inputs)
+    torch.manual_seed(3)
+    torch.testing.assert_close(ours.train()(*inputs), expected)
+
+
 def unquantized(model: nn.Module) -> nn.Module:
     set_fake_quantize(model, FakeQuantState.FLOAT)
-    return model
-
-
-def without_chance(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if hasattr(module, "p"):
-            module.p = 0.0
     return model
 
 
@@ -64,10 +65,7 @@ def test_training_returns_what_the_author_wrote(how: Any) -> None:
     assert isinstance(ours.eval()(features()), Tensor)
     torch.testing.assert_close(ours(features()), model(features()))
 
-    y, side = ours.train()(features())
-    assert side.shape == (16, 3)
-    model.train()
-    torch.testing.assert_close(y, model(features())[0])
+    same_in_training(ours, model, features())
 
 
 def test_the_auxiliary_head_reads_quantized_values_and_is_trained_in_float() -> None:
@@ -152,5 +150,128 @@ def test_what_cannot_be_matched_stays_as_in_evaluation_and_is_told() -> None:
     with pytest.warns(UserWarning, match="branches on self.training.*also in training") as told:
         ours = prepare(_Elsewhere().eval(), features(2))
     assert [w.filename for w in told] == [__file__]
-    assert torch.equal(ours.train()(-features()), ours(-features()))
+    x = features()
+    set_fake_quantize(ours, FakeQuantState.FLOAT)
+    torch.testing.assert_close(ours.train()(-x), ours.eval()(-x))
+    assert not torch.allclose(ours.train()(-x), ours(x))
     assert train(ours, features(), 2)[0] > 0
+
+
+# --- what made it fail -----------------------------------------------------------------------------------------------
+
+
+class _Net(nn.Module):
+    """Two layers with functions between them, and a head beside; what training does with them is of the subclasses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.aux, self.norm, self.act = nn.Linear(8, 3), nn.BatchNorm1d(3), nn.ReLU()
+        self.lstm, self.logvar = nn.LSTM(3, 2, batch_first=True), nn.Parameter(torch.ones(3))
+
+
+class _Clash(_Net):
+    """The branch uses functions before the main path does: their generated names are those of other operators."""
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.fc1(x))
+        side = None
+        if self.training:
+            side = self.aux(self.act(F.relu(x + 1.0)))
+        y = self.fc3(self.act(F.relu(self.fc2(x) + 2.0)))
+        return (y, side) if self.training else y
+
+
+class _Makes(_Net):
+    """The branch makes tensors of its own."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.fc3(torch.relu(self.fc1(x)))
+        if self.training:
+            return y, torch.zeros(x.shape[0], 1) + y, self.lstm(y.unsqueeze(1))[0]
+        return y
+
+
+class _Part(_Net):
+    def forward(self, x: Tensor) -> Any:
+        x = self.fc2(x)
+        return (x, self.aux(x)) if self.training else (x, None)
+
+
+class _Twice(nn.Module):
+    """A part with a branch inside runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.head = _Part(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.cat([x, x[:, :2]], 1)
+        x, first = self.part(x)
+        x, second = self.part(torch.relu(x))
+        return (self.head(x), first, second) if self.training else self.head(x)
+
+
+class _Returns(_Net):
+    """Training returns what evaluation only computes, and a parameter."""
+
+    def forward(self, x: Tensor) -> Any:
+        hidden = torch.relu(self.fc1(x))
+        y = self.fc3(hidden)
+        return (y, hidden, self.logvar) if self.training else y
+
+
+class _Hidden(_Net):
+    """No operator differs, only what is returned."""
+
+    def forward(self, x: Tensor) -> Any:
+        hidden = torch.relu(self.fc1(x))
+        y = self.fc3(hidden)
+        return [y, hidden, x] if self.training else y
+
+
+@pytest.mark.parametrize("network", [_Clash, _Makes, _Twice, _Returns, _Hidden])
+def test_branches_of_many_kinds_are_kept(network: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = network().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours = unquantized(prepare(model, features(2)))
+
+    for again in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        same_in_training(again, model, features())
+        torch.testing.assert_close(again.eval()(features()), model.eval()(features()))
+    assert [n for n, _ in ours.named_parameters()] == [n for n, _ in model.named_parameters()]
+
+
+class _Loss(_Net):
+    """Labels, which evaluation need not have, and statistics that evaluation alone takes."""
+
+    def forward(self, x: Tensor, labels: Tensor) -> Any:
+        y = self.fc3(torch.relu(self.fc1(x)))
+        return (y, F.cross_entropy(y, labels)) if self.training else self.norm(y)
+
+
+def test_each_mode_computes_only_what_it_returns() -> None:
+    """Evaluation failed on labels that only training reads, and training moved statistics that only evaluation reads."""
+    torch.manual_seed(0)
+    model, labels = _Loss().eval(), torch.zeros(16, dtype=torch.int64)
+    ours = unquantized(prepare(model, (features(2), labels[:2])))
+    before = ours.get_buffer("norm.running_mean").clone()
+
+    same_in_training(ours, model, features(), labels)
+    assert torch.equal(ours.get_buffer("norm.running_mean"), before)
+    torch.testing.assert_close(ours.eval()(features(), labels - 1), model.eval()(features(), labels - 1))
+
+
+class _Untraceable(_Net):
+    def forward(self, x: Tensor) -> Any:
+        y = self.fc3(torch.relu(self.fc1(x)))
+        if self.training and y.sum() > 0:
+            return y * 2
+        return y
+
+
+def test_a_branch_that_cannot_be_traced_is_told() -> None:
+    with pytest.warns(UserWarning, match="cannot be traced in training .* keeps the evaluation branch"):
+        prepare(_Untraceable().eval(), features(2))

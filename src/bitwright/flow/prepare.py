@@ -18,7 +18,7 @@ from bitwright.flow.wishes import Choice, attributes_of, choose, granted, report
 from bitwright.graph.graph import Graph, GraphInput
 from bitwright.graph.op import Op
 from bitwright.graph.replay import Replay
-from bitwright.graph.training_branch import TrainingBranch, join_training
+from bitwright.graph.training_branch import TrainingBranch, is_faithful, join_training
 from bitwright.importers.from_torch import capture_training
 from bitwright.importers.torch_export import TrainingBranchWarning, bind_example
 from bitwright.ops.attention import Attention
@@ -149,8 +149,13 @@ def _branch(
 ) -> TrainingBranch | None:
     """What training computes besides *graph*. *told*: the warnings of it, which are given where it cannot be kept."""
     assert isinstance(model, nn.Module)
-    trained = capture_training(model, example_inputs, dynamic=graph.info.dynamic_batch)
-    found = None if trained is None else join_training(graph, spelled_out(trained))
+    captured = capture_training(model, example_inputs, dynamic=graph.info.dynamic_batch)
+    found = None
+    if captured is not None:
+        trained = spelled_out(captured)
+        found = join_training(graph, trained)
+        if found is not None and not is_faithful(found, trained, _example(model, graph, example_inputs)):
+            found = None
     for warning in told if found is None else ():
         warnings.warn(warning.message, stacklevel=3)
     return found

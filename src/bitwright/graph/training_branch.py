@@ -5,8 +5,9 @@ Both are captured; operators that both have are found by what they compute, the 
 
 from __future__ import annotations
 
+import copy
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from bitwright.graph.graph import Graph
 from bitwright.graph.op import Op, Role
+from bitwright.graph.replay import Replay
 from bitwright.graph.structure import VALUE_NAME, graph_of, records_of
 
 _SUFFIX = "_training"
@@ -40,11 +42,39 @@ class TrainingBranch:
 
 def join_training(graph: Graph, trained: Graph) -> TrainingBranch | None:
     """*graph* (evaluation) with what *trained*, the same network in training, computes besides. None if they cannot be matched: a weight
-    that both read would be read by different operators, and one of these never be quantized.
+    that both read would be read by different operators, and one of these never be quantized; or stored tensors differ.
     """
     if [i.name for i in graph.info.inputs] != [i.name for i in trained.info.inputs]:
         return None
     return _Joining(graph, trained).done()
+
+
+def is_faithful(branch: TrainingBranch, trained: Graph, example: Mapping[str, Tensor]) -> bool:
+    """Whether the joined graph gives the outputs of *trained* for *example*, both in evaluation mode: nothing was taken for something else."""
+    expected = Replay(trained.eval()).run(example, keep=None)
+    found = Replay(branch.graph.eval()).run(example, keep=None)
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    def compare(node: fx.Node, joined: Any) -> None:
+        name = trained.value_name(node)
+        if not trained.value(name).is_constant:
+            pairs.append((expected[name], found[joined.name]))
+
+    _walk(trained.graph.output_node().args[0], branch.outputs, compare)
+    return all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True) for a, b in pairs
+    )
+
+
+def _walk(structure: Any, other: Any, do: Callable[[fx.Node, Any], None]) -> None:
+    if isinstance(structure, fx.Node):
+        do(structure, other)
+    elif isinstance(structure, dict):
+        for key, part in structure.items():
+            _walk(part, other[key], do)
+    elif isinstance(structure, (list, tuple)):
+        for part, same in zip(structure, other, strict=True):
+            _walk(part, same, do)
 
 
 class _Joining:
@@ -71,12 +101,21 @@ class _Joining:
                         return None
                 if not self._add(op):
                     return None
-        outputs = fx.map_arg(
-            self.trained.graph.output_node().args[0],
+            outputs = self._outputs()
+        self.made.refresh()
+        return None if outputs is None else TrainingBranch(self.made, frozenset(self._added), outputs)
+
+    def _outputs(self) -> Any:
+        """What training returns; None if that is something which evaluation does not have."""
+        output = self.trained.graph.output_node()
+        for node in output.all_input_nodes:
+            name = self.trained.value_name(node)
+            if not self._is_known(name) and not self._add_constant(name):
+                return None
+        return fx.map_arg(
+            output.args[0],
             lambda node: OfValue(self._names[self.trained.value_name(node)]),  # type: ignore[arg-type,return-value]
         )
-        self.made.refresh()
-        return TrainingBranch(self.made, frozenset(self._added), outputs)
 
     def _match(self, op: Op) -> bool:
         """Whether the evaluation graph computes the same."""
@@ -113,16 +152,29 @@ class _Joining:
             if not self._is_known(name) and not self._add_constant(name):
                 return False
             args.append(self._nodes[self._names[name]])
-        path = self._place(str(node.target), op)
+        own = self._copied(op, str(node.target))
+        path = self._place(str(node.target), own)
         taken = {*self.made.op_names, *self._added}
-        old = op.outputs
-        op.name = op.name if op.name not in taken else op.name + _SUFFIX
-        op.outputs = tuple(o if not o or o not in self._nodes else o + _SUFFIX for o in old)
-        self._added.append(op.name)
-        call = self.made.graph.call_module(path, tuple(args))
-        self._names.update((a, b) for a, b in zip(old, op.outputs, strict=True) if a)
-        self._remember(op, call)
+        own.name = own.name if own.name not in taken else own.name + _SUFFIX
+        own.outputs = tuple(o if not o or o not in self._nodes else o + _SUFFIX for o in op.outputs)
+        self._added.append(own.name)
+        self._names.update((a, b) for a, b in zip(op.outputs, own.outputs, strict=True) if a)
+        self._remember(own, self.made.graph.call_module(path, tuple(args)))
         return True
+
+    def _copied(self, op: Op, path: str) -> Op:
+        """*op* without what is only stored at its *path*: parameters of the author's, operators inside."""
+        own = copy.copy(op)
+        stored = {str(n.target) for n in self.trained.graph.nodes} | {*self.trained.state_dict()}
+        for held in ("_parameters", "_buffers", "_modules"):
+            inside: dict[str, Any] = vars(op)[held]
+            vars(own)[held] = {
+                key: x
+                for key, x in inside.items()
+                if not any(t == f"{path}.{key}" or t.startswith(f"{path}.{key}.") for t in stored)
+            }
+        own._non_persistent_buffers_set = {*op._non_persistent_buffers_set}
+        return own
 
     def _remember(self, op: Op, call: fx.Node) -> None:
         if len(op.outputs) == 1:
@@ -155,9 +207,6 @@ class _Joining:
         """Puts *op* at *path*, on what is stored there (its parameters), or beside what stands there. *returns*: its path."""
         owner, leaf = _owner(self.made, path)
         held = owner._modules.get(leaf)
-        op._parameters.clear()
-        op._buffers.clear()
-        op._modules.clear()
         if held is None and not hasattr(owner, leaf):
             owner.add_module(leaf, op)
             return path

@@ -73,18 +73,19 @@ def capture_training(model: nn.Module, example_inputs: Any, *, dynamic: bool) ->
     """
     example, owned = bind_example(model, example_inputs), _copy(model).eval()
     large = _large_enough(example) if dynamic else example
-    trained = export_training(owned, large, dynamic=dynamic)
-    try:
-        with branches_of_training(owned), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = export(owned, large, dynamic=dynamic)
+    with warnings.catch_warnings():  # what there is to tell was told of evaluation
+        warnings.simplefilter("ignore")
+        trained = export_training(owned, large, dynamic=dynamic)
+        try:
+            with branches_of_training(owned):
+                program = export(owned, large, dynamic=dynamic)
             all_in_evaluation(program)
             if trained is not None:
                 take_attention_dropout(program, trained)
             graph = _Reader(owned, example, program, dynamic=dynamic).graph()
             _look(graph, example, dynamic=dynamic)
-    except Exception:  # refusals have no common class; evaluation was captured, and says what is wrong
-        return None
+        except Exception:  # refusals have no common class
+            return None
     return graph
 
 

@@ -195,14 +195,20 @@ _MODE_DEPENDENT = ("batch_norm", "instance_norm", "rrelu")
 def export_training(model: nn.Module, example: Example, *, dynamic: bool) -> ExportedProgram | None:
     """The graph of *model* (in evaluation mode) in training, for comparison; None where there is nothing to compare.
 
-    It costs a second export, so it is made only where an author's class mentions `training`; and it is best effort.
+    It costs a second export, so it is made only where an author's class mentions `training`. Warns where that mode cannot be traced.
     """
     if not any(_mentions_training(type(m)) for m in model.modules()):
         return None
     model.train()
     try:
         return export(model, example, dynamic=dynamic)
-    except Exception:  # a training branch that cannot be traced cannot be compared either
+    except Exception as error:  # refusals have no common class; evaluation is what counts
+        warnings.warn(
+            f"{type(model).__name__} mentions self.training, and cannot be traced in training ({_first_line(error)}); the graph"
+            " keeps the evaluation branch, also in training",
+            TrainingBranchWarning,
+            stacklevel=3,
+        )
         return None
     finally:
         model.eval()
@@ -213,8 +219,10 @@ def warn_about_training_branches(
 ) -> None:
     """Warns if *trained* computes something else than *program*, besides what batch norm and dropout do in training."""
     found, expected = _op_counts(trained.graph), _op_counts(program.graph)
-    if found != expected:
-        changed = sorted(k for k in {*found, *expected} if found[k] != expected[k])
+    changed = sorted(k for k in {*found, *expected} if found[k] != expected[k])
+    if not changed and _returned(trained) != _returned(program):
+        changed = ["what is returned"]
+    if changed:
         warnings.warn(
             f"{type(model).__name__} branches on self.training (differs in: {', '.join(changed)}); the graph keeps the"
             " evaluation branch, also in training",
@@ -246,6 +254,14 @@ def _mentions_training(cls: type) -> bool:
         except (OSError, TypeError):
             return True
     return False
+
+
+def _returned(program: ExportedProgram) -> tuple[str, list[str]]:
+    """The structure of the outputs, and what makes each of them."""
+    output = next(n for n in program.graph.nodes if n.op == "output")
+    made = [n.name if n.op == "placeholder" else str(n.target) for n in output.all_input_nodes]
+    plain = [m for m in made if not any(mode in m for mode in _MODE_DEPENDENT)]
+    return str(program.call_spec.out_spec), plain
 
 
 def _op_counts(graph: fx.Graph) -> Counter[str]:

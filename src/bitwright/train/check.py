@@ -12,6 +12,7 @@ from torch import nn
 from bitwright.errors import BitwrightError, ModelError
 from bitwright.files import write_text
 from bitwright.graph.graph import Graph
+from bitwright.graph.op import Op
 from bitwright.table import Column, Table
 from bitwright.train.control import evaluating
 from bitwright.train.fake_quants import Quantizer
@@ -97,7 +98,12 @@ def _fusable(prepared: PreparedModel, graph: Graph) -> Table:
 
 def _called_times(prepared: PreparedModel, graph: Graph) -> Table:
     """Modules with parameters that do not run exactly once: 0 = unused, more = shared."""
-    calls = Counter(name.partition("._call_")[0] for name in graph.op_names)
+    called = [prepared.get_submodule(str(n.target)) for n in prepared.graph.nodes if n.op == "call_module"]
+    names = {
+        *graph.op_names,
+        *(m.name for m in called if isinstance(m, Op)),
+    }  # also what training alone computes
+    calls = Counter(name.partition("._call_")[0] for name in names)
     quantizers = {path for path, _ in prepared.quantizers}
     owners = {
         path.rpartition(".")[0]: None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,9 @@ class Facts:
 
 
 class ByMode(nn.Module):
-    """What a model returns where training returns something else than evaluation."""
+    """In the graph of a model that returns something else in training: where both kinds of outputs meet. What runs is one of two
+    functions, each with what its own outputs need.
+    """
 
     def forward(self, in_evaluation: Any, in_training: Any) -> Any:
         """The one of both that belongs to the mode."""
@@ -83,10 +85,23 @@ class PreparedModel(fx.GraphModule):
         made.__dict__["_called"] = _calls(graph)
         for path, module in root.named_modules():
             made.get_submodule(path).training = module.training
+        made._part_modes()
         made.register_load_state_dict_post_hook(_allow_float_checkpoint)  # type: ignore[no-untyped-call]
         return made
 
     facts: Facts
+
+    def _part_modes(self) -> None:
+        """Run in each mode only what its outputs need: a loss that needs labels, or statistics, would be of the other one."""
+        by_mode = [n for n in self.graph.nodes if _is_by_mode(self, n)]
+        if not by_mode:
+            return
+        in_evaluation, in_training = (_function(self.graph, self, which) for which in (0, 1))
+
+        def forward(self: PreparedModel, *args: Any, **kwargs: Any) -> Any:
+            return (in_training if self.training else in_evaluation)(self, *args, **kwargs)
+
+        type(self).forward = forward  # fx makes a class for each module  # type: ignore[method-assign]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PreparedModel:
         root = module_of(copy.deepcopy(held_by(self), memo))
@@ -233,6 +248,26 @@ def prepared_in(model: nn.Module) -> PreparedModel:
             )
         inner = following
     return inner
+
+
+def _is_by_mode(model: nn.Module, node: fx.Node) -> bool:
+    return node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), ByMode)
+
+
+def _function(graph: fx.Graph, model: nn.Module, which: int) -> Callable[..., Any]:
+    """What computes the outputs number *which* of `ByMode`, and nothing else."""
+    alone = graph_of(records_of(graph))
+    output = next(n for n in alone.nodes if n.op == "output")
+    (by_mode,) = (n for n in alone.nodes if _is_by_mode(model, n))
+    output.args = (by_mode.args[which],)
+    for node in reversed([n for n in alone.nodes if n.op not in ("placeholder", "output")]):
+        if not node.users:
+            alone.erase_node(node)
+    code = alone.python_code("self")
+    made = dict(code.globals)
+    exec(code.src, made)
+    function: Callable[..., Any] = made["forward"]
+    return function
 
 
 def _restored(held: Mapping[str, Any], records: list[Record], facts: Facts) -> PreparedModel:
