@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tests.unit.qat_cases import calibrate, of_kind, pixels, prepared, small, train, validated
+from tests.unit.qat_cases import calibrate, features, of_kind, pixels, prepared, small, train, validated
 from torch import Tensor, nn
 
 from bitwright import FakeQuantState, Plan, PreparedModel, convert, export, prepare, set_fake_quantize
@@ -121,6 +121,28 @@ def test_a_model_whose_example_was_zeros_is_proven_on_something_that_moves(tmp_p
     assert seen[0].shape == (2, 3, 6, 6)
     assert seen[0].std() > 0.5
     assert seen[0].abs().max() <= pixels(16).abs().max()
+
+
+class _Outputs(nn.Module):
+    """A number, minus infinity and nothing among the outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+        self.register_buffer("mask", torch.tensor([0.0, 0.0, -torch.inf]))
+
+    def forward(self, x: Tensor) -> dict[str, object]:
+        y = self.fc(x)
+        return {"y": y, "masked": [y + self.mask, None], "count": x.shape[0], "codes": y.argmax(1)}
+
+
+def test_outputs_of_any_kind_are_compared_where_they_are_numbers(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="holds infinity"):
+        model = calibrate(prepare(_Outputs().eval(), features(2)), features())
+    validation = export(model, tmp_path / "net.onnx").validation
+
+    assert len(validation) == 2
+    assert min(validation.values()) > 0.999
 
 
 # --- in integers alone -------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.unit.qat_cases import (
@@ -22,6 +23,7 @@ from tests.unit.qat_cases import (
     train,
 )
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.nn.utils import prune
 
 from bitwright import (
@@ -37,6 +39,7 @@ from bitwright import (
 from bitwright.errors import ModelError, NumericsError, PlanError, UnknownName
 from bitwright.plan.qconfig import QconfigSetter
 from bitwright.train.fake_quants import Quantizer
+from bitwright.train.observers.histogram import Histogram
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -80,6 +83,23 @@ def test_scales_of_another_format_are_refused_before_anything_is_loaded(strict: 
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
 
+def test_a_part_with_scales_of_another_format_is_refused_too() -> None:
+    part = calibrate(prepared("lsq"), pixels(8)).get_submodule("conv1")
+    model = prepare(small(), pixels(2), of_kind("lsq", weight="int4"))
+
+    with pytest.raises(ModelError, match=r"quantizer of conv1.weight: expected a scale of int4"):
+        model.get_submodule("conv1").load_state_dict(part.state_dict())
+
+
+def test_every_entry_of_a_checkpoint_can_be_asked_for_by_torch_itself(tmp_path: Path) -> None:
+    """A key that was no attribute broke distributed checkpoints."""
+    model = calibrate(prepared("lsq"), pixels(8))
+    found = get_model_state_dict(model)
+    assert found.keys() == model.state_dict().keys()
+    torch.save(found, tmp_path / "model.pt")
+    prepared("lsq").load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+
+
 def test_a_checkpoint_whose_entries_were_averaged_as_numbers_still_loads() -> None:
     model = calibrate(prepared(), pixels(8))
     states = [model.state_dict()] * 3
@@ -109,6 +129,18 @@ def test_a_learned_scale_that_began_at_a_fixed_one_is_resumed() -> None:
     steps = [[q.step() for _, q in m.quantizers] for m in (model, again)]
     assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))
     assert any((s != 1 / 16).any() for s in steps[0])
+
+
+def test_a_checkpoint_that_was_not_reset_undoes_a_reset() -> None:
+    setter = everywhere(get_default_qconfig(activation_observer="histogram"))
+    model, again = (calibrate(prepare(small(), pixels(2), setter), pixels(8)) for _ in range(2))
+    reset_scale(again, "mse", percentile=np.float64(50.0))
+    assert prepare(small(), pixels(2), setter).load_state_dict(again.state_dict()) is not None
+    again.load_state_dict(model.state_dict())
+
+    assert {q.observer.method for _, q in again.quantizers if isinstance(q.observer, Histogram)} == {
+        "percentile"
+    }  # type: ignore[attr-defined]
 
 
 def test_a_reset_scale_goes_on_after_resuming() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from bitwright.calibrate.statistics import Statistics
 from bitwright.exporters.integer import lower
@@ -42,7 +43,7 @@ class Exported:
 
 def export(model: nn.Module, path: str | Path, *, integers: bool = False) -> Exported:
     """Write *model* as the QDQ ONNX file that `tune` writes, beside it `NAME.plan.json`, and prove it on the example that `prepare` was
-    given; inputs that are constant there (zeros show little) are drawn from the ranges that were calibrated.
+    given; real-valued inputs that are constant there (zeros show little) are drawn from the ranges that were calibrated.
 
     *integers*: write it in integer operators alone, with its look-up tables. *raises* as `convert`; `ProofError` if
     ONNX Runtime computes something else than the simulation, `OutputError`.
@@ -90,21 +91,31 @@ def _validation(
     device = next((p.device for p in prepared.parameters()), torch.device("cpu"))
     inputs = [samples[spec.name].to(device) for spec in graph.info.inputs]
     with evaluating(prepared, FakeQuantState.VALIDATION):
-        expected = _leaves(prepared(*inputs))
-    got = _leaves(QuantizedModel.of(graph, plan, written)(*[x.cpu() for x in inputs]))
-    pairs = zip(graph.info.outputs, expected, got, strict=True)
-    return {name: _cosine(a.cpu(), b) for name, a, b in pairs if a.is_floating_point()}
+        expected = prepared(*inputs)
+    got = QuantizedModel.of(graph, plan, written)(*[x.cpu() for x in inputs])
+    structure = graph.graph.output_node().args[0]
+    ours, theirs = (dict(_tensors(graph, structure, outputs)) for outputs in (expected, got))
+    return {n: _cosine(ours[n].cpu(), y) for n, y in theirs.items() if n in ours and y.is_floating_point()}
 
 
-def _leaves(structure: object) -> list[Tensor]:
-    if isinstance(structure, Tensor):
-        return [structure]
-    parts = list(structure.values()) if isinstance(structure, dict) else structure
-    return [leaf for part in parts for leaf in _leaves(part)] if isinstance(parts, (list, tuple)) else []
+def _tensors(graph: Graph, structure: Any, outputs: Any) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of every value that stands in *structure*, the output of *graph*."""
+    if isinstance(structure, fx.Node):
+        if isinstance(outputs, Tensor):
+            yield graph.value_name(structure), outputs
+    elif isinstance(structure, dict):
+        for key, part in structure.items():
+            yield from _tensors(graph, part, outputs[key])
+    elif isinstance(structure, (list, tuple)):
+        for part, found in zip(structure, outputs, strict=True):
+            yield from _tensors(graph, part, found)
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
-    """1 for two vectors of zeros."""
-    x, y = a.double().flatten(), b.double().flatten()
+    """Of the finite elements; 1 for two vectors of zeros, 0 where other elements are finite."""
+    finite = a.isfinite()
+    if not torch.equal(finite, b.isfinite()):
+        return 0.0
+    x, y = a[finite].double(), b[finite].double()
     norms = float(x.norm() * y.norm())
     return float(x @ y) / norms if norms else float(torch.equal(x, y))

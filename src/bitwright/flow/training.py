@@ -66,6 +66,7 @@ class _Job:
         self.recipe, self.folder, self.watcher = recipe, folder, watcher
         self.device = usable_device(recipe.device, "device")
         load_target(recipe.target)
+        self._depends_on = _digest(recipe)
         watcher.stage("reading model and data")
         self.name, self.network, self.example = import_model(recipe.model)
         self._load_weights()
@@ -260,18 +261,10 @@ class _Job:
 
     # --- checkpoints -----------------------------------------------------------------------------------------
 
-    def _digest(self) -> str:
-        """What a checkpoint depends on: the recipe, the weights that it begins with, and the code that it names."""
-        r = self.recipe
-        named = [r.model, r.data.train, r.data.validation, r.data.calibration, r.loss]
-        parts = [r.model_dump_json(exclude={"device"}), *(source_text(s) for s in named if s and ".py:" in s)]
-        weights = b"" if r.checkpoint is None else Path(r.checkpoint).read_bytes()
-        return hashlib.sha256("\n".join(parts).encode() + weights).hexdigest()
-
     def _save(self, model: nn.Module, optimizer: Any, schedule: Any, result: Trained, best: Any) -> None:
         buffer = io.BytesIO()
         state = {
-            "digest": self._digest(),
+            "digest": self._depends_on,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
@@ -293,7 +286,7 @@ class _Job:
             raise ModelError(
                 str(path), expected="a checkpoint of bitwright train", found=str(e)[:200], remedy="Delete it."
             ) from e
-        if state.get("digest") != self._digest():
+        if state.get("digest") != self._depends_on:
             raise ModelError(
                 str(path),
                 expected="a checkpoint of this recipe",
@@ -336,3 +329,14 @@ def _moved(example: Any, device: torch.device) -> Any:
 
 def _loss(spec: str) -> Any:
     return F.cross_entropy if spec == "cross_entropy" else import_object(spec, "loss")
+
+
+def _digest(recipe: Recipe) -> str:
+    """What a checkpoint depends on: the recipe, the weights that training begins with, and the code that it names."""
+    named = [recipe.model, recipe.data.train, recipe.data.validation, recipe.data.calibration, recipe.loss]
+    codes = [source_text(s) for s in named if s and Path(s.rpartition(":")[0]).is_file()]
+    weights = Path(recipe.checkpoint) if recipe.checkpoint else None
+    held = weights.read_bytes() if weights is not None and weights.is_file() else b""
+    return hashlib.sha256(
+        "\n".join([recipe.model_dump_json(exclude={"device"}), *codes]).encode() + held
+    ).hexdigest()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bitwright.errors import ModelError
 from bitwright.numerics.spec import QuantSpec
 
-#: Keys beside the parameters and buffers of a quantizer, and of an observer whose method was changed.
-FORMAT, METHOD = "format", "method"
+#: Where torch keeps what a module has to say besides its tensors.
+EXTRA = "_extra_state"
 
 
 def format_of(spec: QuantSpec) -> str:
@@ -31,12 +31,23 @@ def as_tensor(text: str) -> Tensor:
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
-def text_at(state_dict: Mapping[str, Any], key: str) -> str | None:
-    """The text under *key*; None if there is none, or if someone averaged it with others as if it were numbers."""
-    found = state_dict.get(key)
+def text_of(found: Any) -> str | None:
+    """The text that *found* holds; None if there is none, or if someone averaged it with others as if it were numbers."""
     if not isinstance(found, Tensor) or found.dtype != torch.uint8:
         return None
     try:
         return bytes(found.cpu().tolist()).decode()
     except UnicodeDecodeError:
         return None
+
+
+def check_format(where: str, spec: QuantSpec, found: Any) -> None:
+    """*raises* `ModelError` if *found*, the extra state of a quantizer of *spec*, names another format."""
+    own, text = format_of(spec), text_of(found)
+    if text is not None and text != own:
+        raise ModelError(
+            where,
+            expected=f"a scale of {own}",
+            found=f"one of {text}",
+            remedy="Load it into a model that was prepared alike, then load_observer_params, which converts ranges.",
+        )

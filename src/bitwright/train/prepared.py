@@ -19,7 +19,7 @@ from bitwright.ops.table import replace_operator
 from bitwright.plan.plan import Plan
 from bitwright.plan.target import Target
 from bitwright.table import Table
-from bitwright.train.checkpoint import FORMAT, format_of, text_at
+from bitwright.train.checkpoint import EXTRA, check_format
 from bitwright.train.fake_quants import Quantizer
 
 
@@ -173,14 +173,8 @@ class PreparedModel(fx.GraphModule):
     def _check_formats(self, state_dict: Mapping[str, Any], prefix: str) -> None:
         """*raises* `ModelError` for scales of other formats, before anything is loaded."""
         for path, quantizer in self.quantizers:
-            own, found = format_of(quantizer.spec), text_at(state_dict, f"{prefix}{path}.{FORMAT}")
-            if found is not None and found != own:
-                raise ModelError(
-                    f"checkpoint, {prefix}{path}",
-                    expected=f"a scale of {own}",
-                    found=f"one of {found}",
-                    remedy="Load it into a model that was prepared alike, then load_observer_params, which converts ranges.",
-                )
+            name = f"{prefix}{path}"
+            check_format(f"checkpoint, {name}", quantizer.spec, state_dict.get(f"{name}.{EXTRA}"))
 
     def _would_change(self, state_dict: Mapping[str, Any], prefix: str) -> bool:
         new = ((p, state_dict.get(f"{prefix}{name}")) for name, p in self.named_parameters())

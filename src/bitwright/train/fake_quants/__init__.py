@@ -19,7 +19,7 @@ from bitwright.numerics.affine import Limits
 from bitwright.numerics.spec import QParams, QuantSpec
 from bitwright.plan.reads import GIVE_MASKS
 from bitwright.registry import Registry
-from bitwright.train.checkpoint import FORMAT, as_tensor, format_of
+from bitwright.train.checkpoint import EXTRA, as_tensor, check_format, format_of
 from bitwright.train.observers import Observer
 from bitwright.train.states import FakeQuantState, ModeNotice
 
@@ -161,12 +161,16 @@ class Quantizer(nn.Module, ABC):
         scale = tuple(self.step().detach().float().cpu().tolist())
         return QParams(self.spec, scale, tuple(round(z) for z in self.zero_point.cpu().tolist()))
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + FORMAT] = as_tensor(format_of(self.spec))
+    def get_extra_state(self) -> Tensor:
+        """The format, in words: in a checkpoint a scale alone says nothing of it."""
+        return as_tensor(format_of(self.spec))
+
+    def set_extra_state(self, state: Any) -> None:
+        """*raises* `ModelError` for another format than that of this quantizer."""
+        check_format(f"checkpoint, quantizer of {self.value}", self.spec, state)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        state_dict.pop(prefix + FORMAT, None)  # whether it fits is checked before anything is loaded
+        check_format(f"checkpoint, quantizer of {self.value}", self.spec, state_dict.get(prefix + EXTRA))
         if self.observer.is_given and not self.observer.is_same(state_dict, f"{prefix}observer."):
             own = self.state_dict(prefix=prefix)
             state_dict.update({key: own[key] for key in own.keys() & state_dict.keys()})

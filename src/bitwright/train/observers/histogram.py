@@ -10,7 +10,7 @@ from torch import Tensor
 from bitwright.errors import NumericsError
 from bitwright.numerics.spec import QuantSpec
 from bitwright.train.bins import Bins
-from bitwright.train.checkpoint import METHOD, as_tensor, text_at
+from bitwright.train.checkpoint import as_tensor, text_of
 from bitwright.train.observers import OBSERVERS, Ends, Observer
 from bitwright.train.thresholds import METHODS, extremes
 
@@ -43,7 +43,7 @@ class Histogram(Observer):
             )
         METHODS.get(method, where="observer 'histogram'")
         self.method, self.percentile, self.update_interval = method, percentile, update_interval
-        self._was_reset = False
+        self._asked = method, percentile
         self.seen = Bins(groups, bins)
         self.register_buffer("lowest", torch.zeros(groups))
         self.register_buffer("highest", torch.zeros(groups))
@@ -69,20 +69,17 @@ class Histogram(Observer):
     def reset(self, method: str, percentile: float) -> None:
         """Take the range again, now and in later steps, by *method*. *raises* `UnknownName`, `NumericsError`."""
         self.set_range(*self.range_by(method, percentile))
-        self.method, self.percentile, self._was_reset = method, percentile, True
+        self.method, self.percentile = method, float(percentile)
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self._was_reset:
-            destination[prefix + METHOD] = as_tensor(f"{self.method} {self.percentile!r}")
+    def get_extra_state(self) -> Tensor:
+        """The method, where it was reset."""
+        now = (self.method, self.percentile)
+        return as_tensor("" if now == self._asked else f"{self.method} {self.percentile!r}")
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        said = text_at(state_dict, prefix + METHOD)
-        state_dict.pop(prefix + METHOD, None)
-        if said is not None:
-            method, _, percentile = said.partition(" ")
-            self.method, self.percentile, self._was_reset = method, float(percentile), True
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+    def set_extra_state(self, state: Any) -> None:
+        """Go on with the method that was reset, or with the one that was asked for."""
+        method, _, percentile = (text_of(state) or "").partition(" ")
+        self.method, self.percentile = (method, float(percentile)) if method else self._asked
 
     def range_by(self, method: str, percentile: float) -> Ends:
         """The range of everything seen, by *method*. *raises* `UnknownName`, `NumericsError`."""
