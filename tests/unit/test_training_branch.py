@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from tests.unit.qat_cases import calibrate, everywhere, features, train
 from torch import Tensor, nn
 
-from bitwright import FakeQuantState, convert, export, get_default_qconfig, prepare, set_fake_quantize
+from bitwright import (
+    FakeQuantState,
+    ModuleNameQconfigSetter,
+    convert,
+    export,
+    get_default_qconfig,
+    prepare,
+    set_fake_quantize,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -85,6 +93,23 @@ def test_the_auxiliary_head_reads_quantized_values_and_is_trained_in_float() -> 
     scale = ours.quantizer_of("_generated_relu_0").step()
     assert torch.equal((seen[0] / scale).round(), seen[0] / scale)
     assert not any(path.startswith("aux") for path, _ in ours.quantizers)
+
+
+def test_a_part_that_only_training_computes_can_be_named() -> None:
+    """Its name was unknown, since nothing of it is in the graph of evaluation."""
+    model = auxiliary()
+    model.aux.qconfig = None  # type: ignore[assignment]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare(model, features(2), everywhere(get_default_qconfig()))
+        prepare(
+            auxiliary(),
+            features(2),
+            [ModuleNameQconfigSetter({"aux": None}), everywhere(get_default_qconfig())],
+        )
+    with pytest.warns(UserWarning, match=r"aux is computed in training alone, and stays float") as told:
+        prepare(auxiliary(), features(2), ModuleNameQconfigSetter({"aux": get_default_qconfig()}))
+    assert [w.filename for w in told] == [__file__]
 
 
 def test_names_and_checkpoints_are_those_of_the_author() -> None:

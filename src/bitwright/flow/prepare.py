@@ -77,7 +77,7 @@ def prepare(
         branch = _branch(model, example_inputs, graph, spelled_out, branches)
     folded = fold_batchnorm(graph).eval()
     example = _few(_example(model, graph, example_inputs), graph)
-    choices = choose(folded, wished, setters)
+    choices = choose(folded, wished, setters, () if branch is None else branch.ops)
     infinite = _infinite_values(folded, example)
     plan = _plan(folded, chip, choices, infinite)
     got = granted(plan, choices)

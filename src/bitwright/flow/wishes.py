@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -53,11 +53,18 @@ def attributes_of(model: object) -> dict[str, QConfig | None]:
 
 
 def choose(
-    folded: Graph, attributes: Mapping[str, QConfig | None], setters: Sequence[QconfigSetter]
+    folded: Graph,
+    attributes: Mapping[str, QConfig | None],
+    setters: Sequence[QconfigSetter],
+    only_training: Collection[str] = (),
 ) -> dict[str, Choice]:
-    """The wish for every operator of *folded*. *raises* `UnknownName`, `PlanError` for names of setters without effect."""
-    _check_names(folded, setters)
+    """The wish for every operator of *folded*. *only_training*: operators that only training computes, which are float in any case.
+
+    *raises* `UnknownName`, `PlanError` for names of setters without effect.
+    """
+    _check_names(folded, setters, only_training)
     idle = [path for path in attributes if not any(is_inside(name, path) for name in folded.op_names)]
+    idle = [p for p in idle if attributes[p] or not any(is_inside(name, p) for name in only_training)]
     if idle:
         warnings.warn(
             f"prepare: the qconfig of {', '.join(idle)} has no effect: no operator of its own is computed there"
@@ -111,7 +118,7 @@ def _listed(op: Op, setter: QconfigSetter) -> str:
     return op.name
 
 
-def _check_names(folded: Graph, setters: Sequence[QconfigSetter]) -> None:
+def _check_names(folded: Graph, setters: Sequence[QconfigSetter], only_training: Collection[str]) -> None:
     norms = {pair.batchnorm: pair.conv for pair in folded.info.folded}
     for setter in setters:
         if isinstance(setter, SensitiveOpsQconfigSetter):
@@ -121,6 +128,12 @@ def _check_names(folded: Graph, setters: Sequence[QconfigSetter]) -> None:
         if not isinstance(setter, ModuleNameQconfigSetter):
             continue
         for name in setter.unmatched(folded.op_names):
+            if any(is_inside(op, name) for op in only_training):
+                if setter.qconfigs[name] is not None:
+                    warnings.warn(
+                        f"prepare: {name} is computed in training alone, and stays float", stacklevel=4
+                    )
+                continue
             if name in norms:
                 raise PlanError(
                     f"ModuleNameQconfigSetter, {name!r}",
