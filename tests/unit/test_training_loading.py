@@ -297,3 +297,18 @@ def test_a_part_whose_scales_are_reset_is_named_by_its_path() -> None:
     assert changed == ["head.activation_post_process"]
     with pytest.raises(UnknownName, match=r"reset_scale.*'hea'.*Did you mean 'head'"):
         reset_scale(model, prefix="hea")
+
+
+class _Guarded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2.0 if x.sum() > 0 else x
+
+
+def test_what_cannot_be_traced_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:
+    """torch printed whole graphs before the error that names the line."""
+    with pytest.raises(
+        ModelError,
+        match=r"_Guarded .*test_training_loading.py:\d+.: expected a forward that torch.export can trace",
+    ):
+        prepare(_Guarded(), features(2))
+    assert capfd.readouterr() == ("", "")

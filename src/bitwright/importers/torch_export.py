@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import io
+import logging
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,7 +127,7 @@ def export(model: nn.Module, example: Example, *, dynamic: bool) -> ExportedProg
     if dynamic:
         shapes = {name: _map(lambda t: {0: batch}, value) for name, value in example.bound.arguments.items()}
     copied = example.mapped(torch.clone)
-    with _plain_attention(), shown_dropout(model) as shown, warnings.catch_warnings():
+    with _plain_attention(), shown_dropout(model) as shown, warnings.catch_warnings(), _unprinted():
         warnings.simplefilter("ignore")
         program = torch.export.export(
             model, copied.bound.args, copied.bound.kwargs, dynamic_shapes=shapes, strict=False
@@ -169,6 +171,19 @@ def _file_of(cls: type) -> str | None:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+@contextmanager
+def _unprinted() -> Iterator[None]:
+    """Keeps torch from printing whole graphs about a refusal, which `explain` says in a sentence."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(level)
 
 
 @contextmanager
