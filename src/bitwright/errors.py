@@ -17,7 +17,8 @@ A message has four parts: where, what was expected, what was found, what to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -30,6 +31,18 @@ class BitwrightError(Exception):
         self.expected = expected
         self.found = found
         self.remedy = remedy
+
+
+@contextmanager
+def explained(kind: type[BitwrightError], where: str, *, expected: str, remedy: str) -> Iterator[None]:
+    """Turns whatever code that is not ours raises inside into *kind*, its message being what was found; our own errors stay."""
+    try:
+        yield
+    except BitwrightError:
+        raise
+    except Exception as e:
+        found = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+        raise kind(where, expected=expected, found=found, remedy=remedy) from e
 
 
 class ModelError(BitwrightError):

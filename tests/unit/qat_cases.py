@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bitwright import FakeQuantState, PreparedModel, QConfig, get_default_qconfig, prepare, set_fake_quantize
 from bitwright.plan.qconfig import UniformQconfigSetter
+from bitwright.train.fake_quants import Quantizer
 
 KINDS = ("fake_quant", "lsq", "pact")
 
@@ -142,3 +143,10 @@ def validated(model: nn.Module, x: Tensor) -> Tensor:
     set_fake_quantize(model.eval(), FakeQuantState.VALIDATION)
     with torch.no_grad():
         return model(x)  # type: ignore[no-any-return]
+
+
+def quantizer(model: nn.Module, path: str) -> Quantizer:
+    """The quantizer of *model* at *path*."""
+    found = model.get_submodule(path)
+    assert isinstance(found, Quantizer)
+    return found

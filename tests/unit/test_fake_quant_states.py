@@ -14,6 +14,7 @@ from tests.unit.qat_cases import (
     pixels,
     plain,
     prepared,
+    quantizer,
     small,
     train,
     validated,
@@ -30,7 +31,6 @@ from bitwright import (
     set_fake_quantize,
 )
 from bitwright.errors import DataError, ModelError, PlanError, UnknownName
-from bitwright.train.fake_quants import Quantizer
 from bitwright.train.prepared import quantizers_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,12 +49,6 @@ def changed(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
 
 def states(model: nn.Module) -> set[FakeQuantState]:
     return {q.state for _, q in quantizers_of(model)}
-
-
-def quantizer(model: nn.Module, path: str) -> Quantizer:
-    found = model.get_submodule(path)
-    assert isinstance(found, Quantizer)
-    return found
 
 
 # --- what each state does ------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from tests.unit.qat_cases import (
     pixels,
     plain,
     prepared,
+    quantizer,
     small,
     train,
 )
@@ -38,16 +39,9 @@ from bitwright import (
 )
 from bitwright.errors import ModelError, NumericsError, PlanError, UnknownName
 from bitwright.plan.qconfig import QconfigSetter
-from bitwright.train.fake_quants import Quantizer
 from bitwright.train.observers.histogram import Histogram
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def quantizer(model: nn.Module, path: str) -> Quantizer:
-    found = model.get_submodule(path)
-    assert isinstance(found, Quantizer)
-    return found
 
 
 def test_one_batch_moves_a_calibrated_range_by_the_averaging_constant() -> None:

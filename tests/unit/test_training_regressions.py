@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.qat_cases import KINDS, calibrate, everywhere, pixels, prepared, small, train, validated
+from tests.unit.qat_cases import (
+    KINDS,
+    calibrate,
+    everywhere,
+    pixels,
+    prepared,
+    quantizer,
+    small,
+    train,
+    validated,
+)
 from torch import Tensor, nn
 
 from bitwright import (
@@ -31,16 +41,9 @@ from bitwright.numerics.dtype import INT8
 from bitwright.numerics.rounding import Rounding
 from bitwright.numerics.spec import QuantSpec
 from bitwright.train.bins import Bins
-from bitwright.train.fake_quants import Quantizer
 from bitwright.train.fake_quants.fake_quant import StraightThrough
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def quantizer(model: nn.Module, path: str) -> Quantizer:
-    found = model.get_submodule(path)
-    assert isinstance(found, Quantizer)
-    return found
 
 
 def norm(channels: int) -> nn.BatchNorm2d:

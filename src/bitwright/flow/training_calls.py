@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bitwright.errors import BitwrightError, DataError, ModelError
+from bitwright.errors import DataError, ModelError, explained
 from bitwright.flow.training_data import Batch
+from bitwright.train.control import called
 
 
 def moved(batch: Batch, device: torch.device) -> tuple[Tensor, ...] | dict[str, Tensor]:
@@ -22,9 +22,9 @@ def moved(batch: Batch, device: torch.device) -> tuple[Tensor, ...] | dict[str, 
 
 def logits_of(model: nn.Module, batch: Batch, device: torch.device, where: str) -> Tensor:
     """The first output of *model* for *batch*, `[n, classes]`. *raises* `ModelError` for whatever the model raises or else returns."""
-    with _explained(where, "a model that takes this batch", "Check the shapes and types of its inputs."):
-        inputs = moved(batch, device)
-        output = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+    remedy = "Check the shapes and types of its inputs."
+    with explained(ModelError, where, expected="a model that takes this batch", remedy=remedy):
+        output = called(model, moved(batch, device))
     if isinstance(output, (tuple, list)):
         output = output[0]
     if isinstance(output, dict):
@@ -41,7 +41,8 @@ def logits_of(model: nn.Module, batch: Batch, device: torch.device, where: str) 
 
 def loss_of(function: Callable[..., Any], logits: Tensor, labels: Tensor, where: str) -> Tensor:
     """What *function* makes of *logits* and *labels*, a scalar. *raises* `ModelError` for whatever it raises or else returns."""
-    with _explained(where, "a loss that takes these outputs and labels", "Check the labels, and the loss."):
+    remedy = "Check the labels, and the loss."
+    with explained(ModelError, where, expected="a loss that takes these outputs and labels", remedy=remedy):
         loss = function(logits, labels)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise ModelError(
@@ -63,17 +64,6 @@ def right_answers(logits: Tensor, labels: Tensor, where: str) -> int:
             remedy="Return labels [n] as validation data; soft or one-hot labels serve training alone.",
         )
     return int((logits.argmax(1).cpu() == labels.cpu()).sum())
-
-
-@contextmanager
-def _explained(where: str, expected: str, remedy: str) -> Iterator[None]:
-    try:
-        yield
-    except BitwrightError:
-        raise
-    except Exception as e:  # the model and the loss are the user's
-        found = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
-        raise ModelError(where, expected=expected, found=found, remedy=remedy) from e
 
 
 def _kind(x: Any) -> str:

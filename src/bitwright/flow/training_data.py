@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from bitwright.errors import BitwrightError, DataError
+from bitwright.errors import DataError, explained
 from bitwright.flow.model_source import import_object
 
 
@@ -51,18 +51,14 @@ class Source:
 
     def batches(self, *, seed: int | None = None) -> Iterator[Batch]:
         """One pass. *seed*: shuffle a Dataset by it (a last batch of one sample is left out); None keeps its order. A loader keeps its own. *raises* `DataError`."""
-        try:
+        with explained(
+            DataError,
+            self._where,
+            expected="samples that can be read and stacked",
+            remedy="Mend the Dataset or the DataLoader.",
+        ):
             for item in self._iterable(seed):
                 yield self._batch(item)
-        except BitwrightError:
-            raise
-        except Exception as e:  # reading them is the user's code
-            raise DataError(
-                self._where,
-                expected="samples that can be read and stacked",
-                found=f"{type(e).__name__}: {' '.join(str(e).split())[:200]}",
-                remedy="Mend the Dataset or the DataLoader.",
-            ) from e
 
     def _iterable(self, seed: int | None) -> Any:
         if not self._is_indexed:

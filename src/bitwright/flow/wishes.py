@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bitwright.errors import BitwrightError, PlanError, UnknownName
+from bitwright.errors import PlanError, UnknownName, explained
 from bitwright.graph.graph import Graph
 from bitwright.graph.op import Op
 from bitwright.plan.plan import Plan
@@ -90,17 +90,13 @@ def _choice(op: Op, attributes: Mapping[str, QConfig | None], setters: Sequence[
 
 def _answer(setter: QconfigSetter, name: str, kind: str) -> QConfig | Unset | None:
     """What *setter*, which may be the user's, says. *raises* `PlanError` for whatever it raises or else returns."""
-    try:
+    with explained(
+        PlanError,
+        f"setter {setter}, operator {name}",
+        expected="a function of (name, kind)",
+        remedy="Mend it; it returns a QConfig, None for float, or bitwright.UNSET to leave it to the next setter.",
+    ):
         answer = setter(name, kind)
-    except BitwrightError:
-        raise
-    except Exception as e:
-        raise PlanError(
-            f"setter {setter}, operator {name}",
-            expected="a function of (name, kind)",
-            found=f"{type(e).__name__}: {e}",
-            remedy="Mend it; it returns a QConfig, None for float, or bitwright.UNSET to leave it to the next setter.",
-        ) from e
     if not isinstance(answer, (QConfig, Unset, type(None))):
         raise PlanError(
             f"setter {setter}, operator {name}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from bitwright.errors import BitwrightError, DataError, UnknownName
+from bitwright.errors import DataError, UnknownName, explained
 from bitwright.ops.batchnorm import BatchNorm
-from bitwright.train.control import evaluating
+from bitwright.train.control import called, evaluating
 from bitwright.train.fake_quants.fake_quant import FakeQuant
 from bitwright.train.prepared import PreparedModel, prepared_in
 from bitwright.train.states import FakeQuantState
@@ -122,17 +122,10 @@ def _take_folded(model: PreparedModel, batch: Any) -> None:
 
 
 def _call(model: nn.Module, batch: Any) -> None:
-    try:
-        if isinstance(batch, Mapping):
-            model(**batch)
-        else:
-            model(*(batch if isinstance(batch, (tuple, list)) else (batch,)))
-    except BitwrightError:
-        raise
-    except Exception as e:  # whatever torch says of inputs that do not fit
-        raise DataError(
-            "update_batchnorm",
-            expected="inputs that the model takes",
-            found=f"{type(e).__name__}: {' '.join(str(e).split())[:200]}",
-            remedy="Give inputs alone, without labels: (x for x, _ in loader).",
-        ) from e
+    with explained(
+        DataError,
+        "update_batchnorm",
+        expected="inputs that the model takes",
+        remedy="Give inputs alone, without labels: (x for x, _ in loader).",
+    ):
+        called(model, batch)

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from bitwright.errors import BitwrightError, ModelError
+from bitwright.errors import ModelError, explained
 from bitwright.files import write_text
 from bitwright.graph.graph import Graph
 from bitwright.graph.op import Op
 from bitwright.table import Column, Table
-from bitwright.train.control import evaluating
+from bitwright.train.control import called, evaluating
 from bitwright.train.fake_quants import Quantizer
 from bitwright.train.observers.fixed_scale import FixedScale
 from bitwright.train.prepared import PreparedModel, prepared_in
@@ -39,7 +39,16 @@ def check_qat_model(
     prepared = prepared_in(model)
     prepared.check_unchanged()
     if example_inputs is not None:
-        _run(prepared, example_inputs)
+        with (
+            explained(
+                ModelError,
+                "check_qat_model, example_inputs",
+                expected="inputs that the model accepts",
+                remedy="Give a batch like the one that prepare() was given.",
+            ),
+            evaluating(prepared, FakeQuantState.FLOAT),
+        ):
+            called(prepared, example_inputs)
     graph = prepared.float_graph()
     tables = {
         "fusable": _fusable(prepared, graph),
@@ -66,22 +75,6 @@ _NOTHING = {
     "weight_qconfig": "No weight is quantized.",
     "please_check": "Nothing looks odd.",
 }
-
-
-def _run(prepared: PreparedModel, example_inputs: Any) -> None:
-    given = example_inputs if isinstance(example_inputs, (tuple, list, dict)) else (example_inputs,)
-    try:
-        with evaluating(prepared, FakeQuantState.FLOAT):
-            prepared(**given) if isinstance(given, dict) else prepared(*given)
-    except BitwrightError:
-        raise
-    except Exception as e:  # whatever torch says of inputs that do not fit
-        raise ModelError(
-            "check_qat_model, example_inputs",
-            expected="inputs that the model accepts",
-            found=f"{type(e).__name__}: {' '.join(str(e).split())[:200]}",
-            remedy="Give a batch like the one that prepare() was given.",
-        ) from e
 
 
 def _fusable(prepared: PreparedModel, graph: Graph) -> Table:

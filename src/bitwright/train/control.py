@@ -48,6 +48,13 @@ def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
         _warn_of_fixed(found)
 
 
+def called(model: nn.Module, inputs: Any) -> Any:
+    """What *model* returns for *inputs*: a tensor, a tuple or list of arguments, or a mapping from their names."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
 @contextmanager
 def evaluating(model: PreparedModel, state: FakeQuantState) -> Iterator[None]:
     """*model* in evaluation mode and *state*, without gradients; afterwards in the modes and states of before."""
