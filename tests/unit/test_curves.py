@@ -39,6 +39,13 @@ def test_ticks_are_round_numbers_at_their_places() -> None:
     assert [t.label for t in made.y_ticks][:2] == ["0.000", "0.002"]
 
 
+def test_whole_numbers_have_whole_ticks() -> None:
+    """Two epochs had ticks at 1.2, 1.4, …"""
+    made = plot(table((1, 0.5), (2, 0.4)), Curve("x", ("y",)))
+    assert [t.label for t in made.x_ticks] == ["1", "2"]
+    assert len(made.y_ticks) > 2
+
+
 def test_logarithmic_axes_leave_out_what_is_not_positive_and_count_it() -> None:
     made = plot(table((1, 1), (100, 0.01), (0, 1), (1, -1)), Curve("x", ("y",), log=True, lines=False))
     assert len(made.series[0].dots) == 2

@@ -83,6 +83,8 @@ class _Axis:
     def __init__(self, numbers: Sequence[float], start: float, stop: float, *, log: bool) -> None:
         self.log, self.start, self.stop = log, start, stop
         low, high = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
+        #: Epochs, counts: nothing lies between them.
+        self.whole = low < high and all(float(n).is_integer() for n in numbers)
         if log:
             low, high = math.log10(low), math.log10(high)
         room = (high - low) * 0.05 or (abs(high) * 0.1 if high and not log else 0.5)
@@ -98,7 +100,7 @@ class _Axis:
             powers = range(math.ceil(self.low), math.floor(self.high) + 1)
             numbers = [10.0**p for p in powers] or [10.0 ** ((self.low + self.high) / 2)]
             return tuple(Tick(self.at(n), f"{n:.3g}") for n in numbers)
-        step = _nice_step((self.high - self.low) / _TICKS)
+        step = max(_nice_step((self.high - self.low) / _TICKS), 1.0 if self.whole else 0.0)
         digits = max(0, -math.floor(math.log10(step)))
         first, last = math.ceil(self.low / step), math.floor(self.high / step)
         return tuple(Tick(self.at(i * step), f"{i * step + 0.0:.{digits}f}") for i in range(first, last + 1))
