@@ -38,7 +38,7 @@ from bitwright import (
 from bitwright.plan.qconfig import UniformQconfigSetter
 
 #: Width of the weights -> epochs, seeds.
-EPOCHS = {"int8": 2, "int4": 2}
+EPOCHS = {"int8": 2, "int4": 6}
 #: How weights are calibrated before training, and how far each batch moves their range in it.
 START = {"int8": ("min_max", 1.0), "int4": ("mse", 0.0)}
 SEEDS = {"int8": [0], "int4": [0, 1, 2, 3]}
