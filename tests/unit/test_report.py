@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bitwright.errors import OutputError
 from bitwright.report.page import Page, Section, render_page, write_page
-from bitwright.report.plots import DECADES, MAX_BARS, bar_chart
+from bitwright.report.plots import DECADES, MAX_BARS, MAX_LABEL, Bar, bar_chart
 from bitwright.table import Column, Table
 
 NAME, LOSS, PRECISION = (
@@ -205,3 +205,18 @@ def test_a_page_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"report\.html: expected a place that can be written to"):
         write_page(tmp_path / "file" / "report.html", Page("t", "", ()))
+
+
+def test_a_long_label_keeps_both_ends() -> None:
+    """Names that differ in their first or last part alone looked alike."""
+    names = [
+        f"blocks.{i}.attention._generated_scaled_dot_product_attention_3.{part}"
+        for i in (1, 3)
+        for part in ("mask", "softmax")
+    ]
+    shown = [Bar(name, "", 0.0, 0.0, "").shortened for name in names]
+    assert len(set(shown)) == 4
+    assert {len(s) for s in shown} == {MAX_LABEL}
+    assert shown[0].startswith("blocks.1.")
+    assert shown[0].endswith("attention_3.mask")
+    assert Bar("conv1", "", 0.0, 0.0, "").shortened == "conv1"

@@ -9,6 +9,8 @@ from bitwright.table import Table
 
 #: More bars than this are a wall; the table below the chart has all rows.
 MAX_BARS = 40
+#: Characters that fit beside a bar.
+MAX_LABEL = 42
 #: A logarithmic axis shows at most so many decades below the longest bar.
 DECADES = 6
 #: The column that colours bars, where a table has it.
@@ -24,6 +26,13 @@ class Bar:
     linear: float
     logarithmic: float
     colour: str
+
+    @property
+    def shortened(self) -> str:
+        """The label, without its middle where it is long: operators differ at both ends of their names."""
+        if len(self.label) <= MAX_LABEL:
+            return self.label
+        return f"{self.label[: MAX_LABEL // 3]}…{self.label[-(MAX_LABEL - MAX_LABEL // 3 - 1) :]}"
 
 
 @dataclass(frozen=True)
