@@ -35,14 +35,25 @@ class BitwrightError(Exception):
 
 @contextmanager
 def explained(kind: type[BitwrightError], where: str, *, expected: str, remedy: str) -> Iterator[None]:
-    """Turns whatever code that is not ours raises inside into *kind*, its message being what was found; our own errors stay."""
+    """Turns whatever code that is not ours raises inside into *kind*, its message being what was found.
+
+    Our own errors stay, and so does want of memory.
+    """
     try:
         yield
     except BitwrightError:
         raise
     except Exception as e:
+        if is_out_of_memory(e):
+            raise
         found = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
         raise kind(where, expected=expected, found=found, remedy=remedy) from e
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of which torch on a CPU says so only in words."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
 
 
 class ModelError(BitwrightError):

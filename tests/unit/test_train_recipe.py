@@ -1,8 +1,7 @@
-"""`bitwright train` and its recipe: what it does, and what it says of bad input."""
+"""`bitwright train` and its recipe: what it does, from calibration to the report."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from tests.unit.cli_cases import Command
+from tests.unit.recipe_cases import recipe, written
 
 import bitwright.flow.training as training
 from bitwright.errors import ModelError, NumericsError
@@ -20,112 +19,10 @@ from bitwright.flow.training_data import Source
 from bitwright.plan.plan import Plan
 from bitwright.runtime.session import Session
 
-_CODE = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3, padding=1)
-        self.norm = nn.BatchNorm2d(4)
-        self.dropout = nn.Dropout(0.1)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x):
-        x = torch.relu(self.norm(self.conv(x)))
-        return self.head(self.dropout(x.mean((2, 3))))
-
-def net():
-    torch.manual_seed(0)
-    return Net().eval(), torch.zeros(2, 1, 6, 6)
-
-def data():
-    generator = torch.Generator().manual_seed(1)
-    y = torch.arange(48) % 3
-    return torch.randn(48, 1, 6, 6, generator=generator) + y[:, None, None, None], y
-
-def broken():
-    x, y = data()
-    return x.clone().fill_(float("nan")), y
-
-def uneven():
-    x, y = data()
-    return x, y[:-1]
-
-def odd():
-    x, y = data()
-    return x[:33], y[:33]  # batches of 16, 16 and 1
-
-class Stream(torch.utils.data.IterableDataset):
-    def __iter__(self):
-        return iter(zip(*data()))
-
-    def __len__(self):
-        return 48
-
-def stream():
-    return torch.utils.data.DataLoader(Stream(), 16)
-
-def vector(outputs, labels):
-    return nn.functional.cross_entropy(outputs, labels, reduction="none")
-
-def generator():
-    return (batch for batch in [data()])
-
-def shuffled():
-    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data()), 16, shuffle=True)
-
-def unlabelled():
-    return [data()[0]]
-
-def wide():
-    x, y = data()
-    return x.repeat(1, 2, 1, 1), y
-
-def bytes():
-    x, y = data()
-    return x.to(torch.uint8), y
-
-def one_hot():
-    x, y = data()
-    return x, nn.functional.one_hot(y, 3).float()
-
-class Torn(torch.utils.data.Dataset):
-    def __len__(self):
-        return 48
-
-    def __getitem__(self, i):
-        raise OSError(f"no picture {i}")
-
-def torn():
-    return Torn()
-
-def without_example():
-    return net()[0], None
-"""
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / f"net_{tmp_path.name}.py").write_text(_CODE)
-    return tmp_path
-
-
-def recipe(folder: Path, **changes: object) -> Path:
-    """A recipe in *folder*, with fields changed (None: left out)."""
-    code = f"net_{folder.name}.py"
-    fields = {
-        "model": f"{code}:net",
-        "data": {"train": f"{code}:data", "validation": f"{code}:data", "batch_size": 16},
-        "calibration": {"batches": 2},
-        "epochs": 2,
-        "optimizer": {"rate": 0.05},
-    }
-    fields |= changes
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({k: v for k, v in fields.items() if v is not None}))
-    return path
+    return written(tmp_path)
 
 
 def test_a_recipe_trains_converts_and_measures_every_stage(bitwright: Command, folder: Path) -> None:
@@ -276,45 +173,6 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(
         training.run_training(path, output=folder / "out")
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"model": None}, "model: Field required"),
-        ({"epoch": 3}, "epoch: Extra inputs are not permitted"),
-        ({"epochs": 0}, "epochs: Input should be greater than 0"),
-        ({"target": "chip"}, "expected a known target"),
-        ({"device": "cuda:7"}, "device: expected a device that torch can use"),
-        ({"weight": {"fake_quant": "lsqq"}}, "Did you mean 'lsq'?"),
-        ({"activation": {"observer": "minmax"}}, "Did you mean 'min_max'?"),
-        ({"activation": {"options": {"percent": 3}}}, "expected a known option"),
-        ({"leave_float": ["haed"]}, "Did you mean 'head'?"),
-        ({"optimizer": {"decays": [1.5]}}, "optimizer.decays.0: Input should be less than 1"),
-        ({"loss": "CODE:vector"}, "expected a loss that is one number; found Tensor [16]"),
-        ({"checkpoint": "no.safetensors"}, "expected weights in .safetensors"),
-        ({"data": {"train": "CODE:broken", "validation": "CODE:data"}}, "expected finite numbers to calibrate on"),
-        ({"data": {"train": "CODE:uneven", "validation": "CODE:data"}}, "48 samples, 47 labels"),
-        ({"data": {"train": "CODE:generator", "validation": "CODE:data"}}, "a generator is used up after one pass"),
-        ({"data": {"train": "CODE:unlabelled", "validation": "CODE:data"}}, "expected batches (inputs, labels)"),
-        ({"data": {"train": "CODE:wide", "validation": "CODE:data"}}, "calibrating: expected a model that takes this batch; found RuntimeError"),
-        ({"data": {"train": "CODE:wide", "validation": "CODE:data"}, "calibration": {"batches": 0}}, "training, epoch 1, step 1: expected a model that takes"),
-        ({"data": {"train": "CODE:data", "validation": "CODE:bytes"}}, "measuring float: expected a model that takes this batch; found RuntimeError"),
-        ({"data": {"train": "CODE:data", "validation": "CODE:one_hot"}}, "expected one class index for each of 48 samples; found labels [48, 3]"),
-        ({"data": {"train": "CODE:torn", "validation": "CODE:data"}}, "expected samples that can be read and stacked; found OSError: no picture"),
-        ({"model": "CODE:without_example"}, "expected example inputs"),
-        ({"data": {"train": "CODE:nothing", "validation": "CODE:data"}}, "expected file.py:name"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_one_line(
-    bitwright: Command, folder: Path, changes: dict[str, object], message: str
-) -> None:
-    changes = json.loads(json.dumps(changes).replace("CODE", f"net_{folder.name}.py"))
-
-    outcome = bitwright("train", recipe(folder, **changes), "-o", folder / "out", "-q")
-
-    assert message in outcome.error
-    assert not (folder / "out").exists()
-
-
 @pytest.mark.parametrize("data", ["odd", "stream"])
 def test_a_last_batch_of_one_sample_and_a_stream_can_be_trained_on(
     bitwright: Command, folder: Path, data: str
@@ -341,23 +199,6 @@ def test_the_schedule_counts_batches_also_of_a_stream_of_samples() -> None:
     source = Source("samples", _Samples(), 16)
 
     assert source.length(training=True) == len(list(source.batches(seed=0))) == 3
-
-
-def test_a_checkpoint_of_another_network_is_refused(bitwright: Command, folder: Path) -> None:
-    torch.save({"fc.weight": torch.zeros(3, 4)}, folder / "other.pt")
-
-    outcome = bitwright("train", recipe(folder, checkpoint="other.pt"), "-o", folder / "out", "-q")
-
-    assert "expected the weights of" in outcome.error
-    assert "Give the checkpoint of this very network." in outcome.error
-
-
-def test_without_tensorboard_the_missing_extra_is_named(bitwright: Command, folder: Path) -> None:
-    if importlib.util.find_spec("tensorboard") is not None:
-        pytest.skip("tensorboard is installed")
-    outcome = bitwright("train", recipe(folder, tensorboard=True, epochs=1), "-o", folder / "out", "-q")
-
-    assert "pip install 'bitwright[tensorboard]'" in outcome.error
 
 
 class _Killed(Silence):

@@ -255,7 +255,44 @@ class _Hidden(_Net):
         return [y, hidden, x] if self.training else y
 
 
-@pytest.mark.parametrize("network", [_Clash, _Makes, _Twice, _Returns, _Hidden])
+class _OtherWeights(_Net):
+    """The same operator on other weights."""
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(self.fc1(x))
+        return self.aux(x) if self.training else self.fc3(x)
+
+
+class _Temperature(_Net):
+    """The same operator by another number."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc3(torch.relu(self.fc1(x))) * (4.0 if self.training else 1.0)
+
+
+class _Swapped(_Net):
+    """The same outputs in another order."""
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(self.fc1(x))
+        pair = self.aux(x), self.fc3(x)
+        return pair if self.training else pair[::-1]
+
+
+class _InPlace(_Net):
+    """A write of which nobody reads the result by name."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.fc3(torch.relu(self.fc1(x)))
+        if self.training:
+            y.mul_(2.0)
+        return y
+
+
+_KINDS = [_Clash, _Makes, _Twice, _Returns, _Hidden, _OtherWeights, _Temperature, _Swapped, _InPlace]
+
+
+@pytest.mark.parametrize("network", _KINDS)
 def test_branches_of_many_kinds_are_kept(network: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = network().eval()
@@ -287,6 +324,26 @@ def test_each_mode_computes_only_what_it_returns() -> None:
     same_in_training(ours, model, features(), labels)
     assert torch.equal(ours.get_buffer("norm.running_mean"), before)
     torch.testing.assert_close(ours.eval()(features(), labels - 1), model.eval()(features(), labels - 1))
+
+
+class _Counts(_Net):
+    """Statistics of the author's own, which only training moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(self.fc1(x))
+        if self.training:
+            self.seen.mul_(0.9).add_(x.mean(0), alpha=0.1)
+        return self.fc3(x)
+
+
+def test_a_buffer_that_training_moves_is_told() -> None:
+    """It stood still without a word."""
+    with pytest.warns(UserWarning, match=r"branches on self.training.*mul_"):
+        prepare(_Counts().eval(), features(2))
 
 
 class _Untraceable(_Net):

@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from bitwright.errors import BitwrightError
+from bitwright.errors import BitwrightError, is_out_of_memory
 from bitwright.version import __version__
 
 #: Verb -> what it does, in the order of `--help`. A verb's file in this folder holds `run`, `HELP` and `EXAMPLES`.
@@ -137,7 +137,7 @@ def _usage_line(error: typer.TyperException) -> str:
 
 def _unexpected(error: Exception) -> str:
     """The line for an error that no part of Bitwright foresaw."""
-    if isinstance(error, MemoryError) or _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return (
             "error: memory: expected enough for this job; found none left. "
             "Use fewer samples (--input-num, --inference-num) or a smaller batch in the model."
@@ -152,11 +152,6 @@ def _unexpected(error: Exception) -> str:
         f"error: internal: expected no {type(error).__name__}; found {error}. "
         "This is a defect of Bitwright: run again with BITWRIGHT_TRACEBACK=1 and report what it prints."
     )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether torch ran out of memory: on a CPU it says so only in words."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _quieten_libraries() -> None:

@@ -13,42 +13,34 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bitwright.errors import ModelError
+from bitwright.errors import ModelError, explained
 
 
 def import_object(spec: str, flag: str) -> Any:
     """The object named by `file.py:name` or `module:name`. *raises* `ModelError`, naming *flag*, with the cause."""
     place, _, name = spec.rpartition(":")
-    try:
+    with explained(
+        ModelError,
+        f"{flag} {spec}",
+        expected="file.py:name or module:name that can be imported",
+        remedy="Check the path and the name.",
+    ):
         module = _load_module(Path(place)) if place.endswith(".py") else importlib.import_module(place)
         return getattr(module, name)
-    except Exception as e:
-        raise ModelError(
-            f"{flag} {spec}",
-            expected="file.py:name or module:name that can be imported",
-            found=f"{type(e).__name__}: {e}",
-            remedy="Check the path and the name.",
-        ) from e
 
 
 def source_text(spec: str) -> str:
     """*spec*, and the text of its file if it names one: what a saved search depends on."""
     path = Path(spec.rpartition(":")[0])
-    return f"{spec}\n{path.read_text(encoding='utf-8') if path.suffix == '.py' else ''}"
+    return f"{spec}\n{path.read_text(encoding='utf-8', errors='replace') if path.suffix == '.py' else ''}"
 
 
 def import_model(spec: str) -> tuple[str, nn.Module, Any]:
     """Calls the function *spec*: a name for files, the module, and its example inputs."""
     function = import_object(spec, "model")
-    try:
+    expected = "a function that returns (module, example inputs)"
+    with explained(ModelError, f"model {spec}", expected=expected, remedy="Mend the function."):
         result = function()
-    except Exception as e:
-        raise ModelError(
-            f"model {spec}",
-            expected="a function that returns (module, example inputs)",
-            found=f"{type(e).__name__}: {e}",
-            remedy="Mend the function.",
-        ) from e
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], nn.Module)):
         raise ModelError(
             f"model {spec}",
@@ -76,7 +68,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    return dict(state)
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise ModelError(
+            str(path),
+            expected="a state dict: a tensor for each name",
+            found=type(state).__name__,
+            remedy="Save model.state_dict().",
+        )
+    return state
 
 
 def _load_module(path: Path) -> ModuleType:

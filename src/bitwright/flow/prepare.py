@@ -20,7 +20,8 @@ from bitwright.graph.op import Op
 from bitwright.graph.replay import Replay
 from bitwright.graph.training_branch import TrainingBranch, is_faithful, join_training
 from bitwright.importers.from_torch import capture_training
-from bitwright.importers.torch_export import TrainingBranchWarning, bind_example
+from bitwright.importers.torch_export import bind_example
+from bitwright.importers.torch_training import TrainingBranchWarning
 from bitwright.ops.attention import Attention
 from bitwright.ops.dropout import Dropout
 from bitwright.ops.recurrent import StackedRecurrent
@@ -87,6 +88,8 @@ def prepare(
     if batchnorm == "frozen":
         freeze_batchnorm(prepared)
     _warn_of_refusals(plan, choices)
+    if branch is not None:
+        _warn_of_variants(prepared, branch)
     if verbose:
         print(prepared.report)
     return prepared
@@ -154,7 +157,8 @@ def _branch(
     if captured is not None:
         trained = spelled_out(captured)
         found = join_training(graph, trained)
-        if found is not None and not is_faithful(found, trained, _example(model, graph, example_inputs)):
+        example = _placed(_example(model, graph, example_inputs), graph)
+        if found is not None and not is_faithful(found, trained, example):
             found = None
     for warning in told if found is None else ():
         warnings.warn(warning.message, stacklevel=3)
@@ -264,6 +268,12 @@ def _check_example(x: object, spec: GraphInput, names: Sequence[str]) -> None:
         )
 
 
+def _placed(example: Mapping[str, Tensor], graph: Graph) -> dict[str, Tensor]:
+    """*example* where the parameters of *graph* are."""
+    device = next((t.device for t in graph.state_dict().values()), torch.device("cpu"))
+    return {n: x.to(device) for n, x in example.items()}
+
+
 def _few(example: dict[str, Tensor], graph: Graph) -> dict[str, Tensor]:
     """Two samples of *example* where the batch may be any: it stays in the model."""
     return {n: x[:2].clone() for n, x in example.items()} if graph.info.dynamic_batch else example
@@ -279,8 +289,7 @@ def _infinite_values(folded: Graph, example: Mapping[str, Tensor]) -> set[str]:
         if _is_infinite(x):
             found.add(name)
 
-    device = next((t.device for t in folded.state_dict().values()), torch.device("cpu"))
-    Replay(folded).run({n: x.to(device) for n, x in example.items()}, observe=look)
+    Replay(folded).run(_placed(example, folded), observe=look)
     return found
 
 
@@ -310,6 +319,24 @@ def _with_reasons(plan: Plan, asked: Mapping[str, Precision]) -> Plan:
                 why = f"computed in one with {', '.join(others)}, which is {entry.precision}"
                 ops[name] = replace(entry, why=why)
     return replace(plan, ops=ops)
+
+
+def _warn_of_variants(prepared: PreparedModel, branch: TrainingBranch) -> None:
+    """Operators that training computes otherwise, in float, are not trained for what the chip computes."""
+    kinds = {branch.graph.op(name).kind for name in branch.ops}
+    plan = prepared.facts.plan.ops
+    quantized = [
+        op.name
+        for op in prepared.in_evaluation_alone
+        if isinstance(op, Op) and op.kind in kinds and plan[op.name].precision != "float"
+    ]
+    if quantized:
+        names = f"{', '.join(quantized[:3])}{', …' if len(quantized) > 3 else ''}"
+        warnings.warn(
+            f"prepare: training computes {names} otherwise (self.training), in float; quantized they are in evaluation alone,"
+            " and calibration is what gives them ranges",
+            stacklevel=3,
+        )
 
 
 def _warn_of_refusals(plan: Plan, choices: Mapping[str, Choice]) -> None:

@@ -89,7 +89,7 @@ class Recipe(_Strict):
     loss: str = "cross_entropy"
     amp: Literal["none", "bf16"] = "none"
     device: str = "cpu"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**62)
     #: Write TensorBoard logs (needs the extra `tensorboard`).
     tensorboard: bool = False
 

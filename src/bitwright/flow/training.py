@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitwright.errors import DataError, ModelError, NumericsError
+from bitwright.errors import DataError, ModelError, NumericsError, PlanError
 from bitwright.files import write_bytes
 from bitwright.flow.convert import convert
 from bitwright.flow.export import export
@@ -40,6 +40,7 @@ from bitwright.plan.qconfig import (
 from bitwright.plan.target import load_target
 from bitwright.train.batchnorm import update_batchnorm
 from bitwright.train.control import load_observer_params, set_fake_quantize
+from bitwright.train.fake_quants import Quantizer
 from bitwright.train.fake_quants.lsq import Lsq
 from bitwright.train.prepared import PreparedModel
 from bitwright.train.states import FakeQuantState
@@ -80,7 +81,9 @@ class _Job:
         began = time.perf_counter()
         result = Trained(self.name, {"float": self._accuracy(self.network.eval(), "measuring float")})
         model = self._prepared(self._setter(self.recipe.activation, self.recipe.weight))
-        if self.recipe.calibration.batches:
+        if not self.recipe.calibration.batches:
+            _check_observes(model)
+        else:
             calibrated = self._calibrated()
             result.accuracy["calibrated"] = self._accuracy(calibrated, "measuring the calibrated model")
             load_observer_params(calibrated, model)
@@ -184,6 +187,7 @@ class _Job:
             self.watcher.stage(f"epoch {epoch + 1} of {self.recipe.epochs}", steps)
             rate = float(optimizer.param_groups[0]["lr"])
             loss = self._epoch(model, optimizer, schedule, epoch)
+            self._check_finite(model, epoch)
             self._update_batchnorm(model, epoch)
             set_fake_quantize(model.eval(), FakeQuantState.VALIDATION)
             top1 = self._accuracy(model, f"measuring epoch {epoch + 1}")
@@ -251,13 +255,22 @@ class _Job:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _diverged(self, epoch: int, step: int, value: float) -> NumericsError:
+        where = f"training, epoch {epoch + 1}, step {step + 1}"
+        return self._not_finite(epoch, where, "a finite loss", str(value))
+
+    def _check_finite(self, model: nn.Module, epoch: int) -> None:
+        """*raises* `NumericsError` for weights that no checkpoint should hold: the gradient of a finite loss may be NaN."""
+        found = next((n for n, p in model.named_parameters() if not p.isfinite().all()), None)
+        if found is not None:
+            where = f"training, epoch {epoch + 1}"
+            raise self._not_finite(epoch, where, "finite parameters", f"NaN or infinity in {found}")
+
+    def _not_finite(self, epoch: int, where: str, expected: str, found: str) -> NumericsError:
         kept = f"The state after epoch {epoch} is in {self.folder / CHECKPOINT}. " if epoch else ""
-        return NumericsError(
-            f"training, epoch {epoch + 1}, step {step + 1}",
-            expected="a finite loss",
-            found=str(value),
-            remedy=f"{kept}Lower optimizer.rate, check labels and data for NaN, or calibrate with more batches.",
+        advice = (
+            "Lower optimizer.rate, check labels, data and the loss for NaN, or calibrate with more batches."
         )
+        return NumericsError(where, expected=expected, found=found, remedy=kept + advice)
 
     # --- checkpoints -----------------------------------------------------------------------------------------
 
@@ -286,11 +299,11 @@ class _Job:
             raise ModelError(
                 str(path), expected="a checkpoint of bitwright train", found=str(e)[:200], remedy="Delete it."
             ) from e
-        if state.get("digest") != self._depends_on:
+        if not isinstance(state, dict) or state.get("digest") != self._depends_on:
             raise ModelError(
                 str(path),
                 expected="a checkpoint of this recipe",
-                found="one of another recipe or another version of its code",
+                found="something else, or one of another recipe or another version of its code",
                 remedy="Delete it, or give another --output.",
             )
         model.load_state_dict(state["model"])
@@ -327,16 +340,27 @@ def _moved(example: Any, device: torch.device) -> Any:
     return tuple(_moved(v, device) for v in example) if isinstance(example, (tuple, list)) else example
 
 
+def _check_observes(model: PreparedModel) -> None:
+    """*raises* `PlanError` if training alone does not see all that is quantized: after an epoch that would be too late."""
+    unseen = [m.value for m in model.in_evaluation_alone if isinstance(m, Quantizer)]
+    if unseen:
+        raise PlanError(
+            "calibration.batches",
+            expected="1 or more, since the model computes other things in evaluation than in training",
+            found=f"0, and {', '.join(unseen[:3])} is computed in evaluation alone",
+            remedy="Calibrate with a few batches, or leave that part float (leave_float).",
+        )
+
+
 def _loss(spec: str) -> Any:
     return F.cross_entropy if spec == "cross_entropy" else import_object(spec, "loss")
 
 
 def _digest(recipe: Recipe) -> str:
-    """What a checkpoint depends on: the recipe, the weights that training begins with, and the code that it names."""
+    """What a checkpoint depends on: the recipe, the weights that training begins with, the target, and the code that it names."""
     named = [recipe.model, recipe.data.train, recipe.data.validation, recipe.data.calibration, recipe.loss]
     codes = [source_text(s) for s in named if s and Path(s.rpartition(":")[0]).is_file()]
-    weights = Path(recipe.checkpoint) if recipe.checkpoint else None
-    held = weights.read_bytes() if weights is not None and weights.is_file() else b""
-    return hashlib.sha256(
-        "\n".join([recipe.model_dump_json(exclude={"device"}), *codes]).encode() + held
-    ).hexdigest()
+    files = [Path(name) for name in (recipe.checkpoint, recipe.target) if name]
+    parts = [repr(recipe.model_dump(exclude={"device"})), *codes]
+    held = [part.encode() for part in parts] + [f.read_bytes() for f in files if f.is_file()]
+    return hashlib.sha256(b"\0".join(held)).hexdigest()

@@ -26,9 +26,9 @@ def logits_of(model: nn.Module, batch: Batch, device: torch.device, where: str) 
     with explained(ModelError, where, expected="a model that takes this batch", remedy=remedy):
         output = called(model, moved(batch, device))
     if isinstance(output, (tuple, list)):
-        output = output[0]
+        output = next(iter(output), None)
     if isinstance(output, dict):
-        output = next(iter(output.values()))
+        output = next(iter(output.values()), None)
     if not isinstance(output, Tensor) or output.dim() != 2:
         raise ModelError(
             where,
@@ -40,7 +40,7 @@ def logits_of(model: nn.Module, batch: Batch, device: torch.device, where: str) 
 
 
 def loss_of(function: Callable[..., Any], logits: Tensor, labels: Tensor, where: str) -> Tensor:
-    """What *function* makes of *logits* and *labels*, a scalar. *raises* `ModelError` for whatever it raises or else returns."""
+    """What *function* makes of *logits* and *labels*, a scalar to train by. *raises* `ModelError` for whatever it raises or else returns."""
     remedy = "Check the labels, and the loss."
     with explained(ModelError, where, expected="a loss that takes these outputs and labels", remedy=remedy):
         loss = function(logits, labels)
@@ -50,6 +50,13 @@ def loss_of(function: Callable[..., Any], logits: Tensor, labels: Tensor, where:
             expected="a loss that is one number",
             found=_kind(loss),
             remedy="Return the mean over the batch.",
+        )
+    if not loss.is_floating_point() or not loss.requires_grad:
+        raise ModelError(
+            where,
+            expected="a loss that has a gradient",
+            found=f"a tensor of {loss.dtype} without one",
+            remedy="Compute it from the outputs in floating point, without detach(), argmax or torch.no_grad().",
         )
     return loss.reshape(())
 

@@ -11,8 +11,8 @@ def usable_device(name: str, where: str = "--device") -> torch.device:
     """The device called *name*. *raises* `ModelError`, naming *where* it was asked for, if torch cannot use it."""
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as e:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
         raise ModelError(
             where,
             expected="a device that torch can use",

@@ -28,16 +28,18 @@ from bitwright.importers.torch_dropout import all_in_evaluation, take_attention_
 from bitwright.importers.torch_export import (
     Example,
     bind_example,
-    branches_of_training,
     explain,
     export,
-    export_training,
     run_original,
-    warn_about_training_branches,
     why_fixed,
 )
 from bitwright.importers.torch_functional import functionalize
 from bitwright.importers.torch_names import canonical_paths, name_operators
+from bitwright.importers.torch_training import (
+    branches_of_training,
+    export_training,
+    warn_about_training_branches,
+)
 from bitwright.ops.opaque import Opaque
 
 #: How far the graph's answer may be from the model's: relative to each element, and to the largest one.

@@ -7,14 +7,13 @@ import io
 import logging
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from bitwright.errors import ModelError
@@ -112,7 +111,7 @@ def run_original(model: nn.Module, example: Example) -> Any:
             raise ModelError(
                 _place(model, error),
                 expected="a model that runs on its example inputs",
-                found=f"{_first_line(error)} (inputs: {shapes})",
+                found=f"{first_line(error)} (inputs: {shapes})",
                 remedy="Check shapes and dtypes of the example inputs.",
             ) from error
 
@@ -141,7 +140,7 @@ def explain(model: nn.Module, error: Exception) -> ModelError:
     return ModelError(
         _place(model, error),
         expected="a forward that torch.export can trace",
-        found=_first_line(error),
+        found=first_line(error),
         remedy=_REMEDY,
     )
 
@@ -149,7 +148,7 @@ def explain(model: nn.Module, error: Exception) -> ModelError:
 def why_fixed(error: Exception) -> str:
     """One sentence of torch's on why the batch size cannot vary."""
     violations = [s.strip() for s in str(error).splitlines() if s.strip().startswith("- ")]
-    return violations[0][2:].partition(". ")[0] if violations else _first_line(error)
+    return violations[0][2:].partition(". ")[0] if violations else first_line(error)
 
 
 def _place(model: nn.Module, error: Exception) -> str:
@@ -168,7 +167,7 @@ def _file_of(cls: type) -> str | None:
         return None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
 
@@ -195,91 +194,3 @@ def _plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(was)
-
-
-# --- branches on self.training -----------------------------------------------------------------------------------
-
-
-class TrainingBranchWarning(UserWarning):
-    """A graph lacks what the network computes in training alone."""
-
-
-_MODE_DEPENDENT = ("batch_norm", "instance_norm", "rrelu")
-
-
-def export_training(model: nn.Module, example: Example, *, dynamic: bool) -> ExportedProgram | None:
-    """The graph of *model* (in evaluation mode) in training, for comparison; None where there is nothing to compare.
-
-    It costs a second export, so it is made only where an author's class mentions `training`. Warns where that mode cannot be traced.
-    """
-    if not any(_mentions_training(type(m)) for m in model.modules()):
-        return None
-    model.train()
-    try:
-        return export(model, example, dynamic=dynamic)
-    except Exception as error:  # refusals have no common class; evaluation is what counts
-        warnings.warn(
-            f"{type(model).__name__} mentions self.training, and cannot be traced in training ({_first_line(error)}); the graph"
-            " keeps the evaluation branch, also in training",
-            TrainingBranchWarning,
-            stacklevel=3,
-        )
-        return None
-    finally:
-        model.eval()
-
-
-def warn_about_training_branches(
-    model: nn.Module, program: ExportedProgram, trained: ExportedProgram
-) -> None:
-    """Warns if *trained* computes something else than *program*, besides what batch norm and dropout do in training."""
-    found, expected = _op_counts(trained.graph), _op_counts(program.graph)
-    changed = sorted(k for k in {*found, *expected} if found[k] != expected[k])
-    if not changed and _returned(trained) != _returned(program):
-        changed = ["what is returned"]
-    if changed:
-        warnings.warn(
-            f"{type(model).__name__} branches on self.training (differs in: {', '.join(changed)}); the graph keeps the"
-            " evaluation branch, also in training",
-            TrainingBranchWarning,
-            stacklevel=3,
-        )
-
-
-@contextmanager
-def branches_of_training(model: nn.Module) -> Iterator[None]:
-    """Has the author's own modules of *model* (in evaluation mode) take their training branches, torch's modules stay as they are."""
-    own = [m for m in model.modules() if _mentions_training(type(m))]
-    for module in own:
-        module.training = True  # of the module alone
-    try:
-        yield
-    finally:
-        for module in own:
-            module.training = False
-
-
-def _mentions_training(cls: type) -> bool:
-    for base in cls.__mro__:
-        if base.__module__.partition(".")[0] in ("torch", "builtins", "typing", "abc", "collections"):
-            continue
-        try:
-            if ".training" in inspect.getsource(base):
-                return True
-        except (OSError, TypeError):
-            return True
-    return False
-
-
-def _returned(program: ExportedProgram) -> tuple[str, list[str]]:
-    """The structure of the outputs, and what makes each of them."""
-    output = next(n for n in program.graph.nodes if n.op == "output")
-    made = [n.name if n.op == "placeholder" else str(n.target) for n in output.all_input_nodes]
-    plain = [m for m in made if not any(mode in m for mode in _MODE_DEPENDENT)]
-    return str(program.call_spec.out_spec), plain
-
-
-def _op_counts(graph: fx.Graph) -> Counter[str]:
-    """How often each operator occurs, leaving out what capture maps to modules with both meanings."""
-    names = [str(n.target) for n in graph.nodes if n.op == "call_function" and n.users]
-    return Counter(name for name in names if not any(m in name for m in _MODE_DEPENDENT))

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -98,6 +99,7 @@ class PreparedModel(fx.GraphModule):
             return
         in_evaluation, in_training = (_function(self.graph, self, which) for which in (0, 1))
 
+        @wraps(in_evaluation)  # for those who read its signature
         def forward(self: PreparedModel, *args: Any, **kwargs: Any) -> Any:
             return (in_training if self.training else in_evaluation)(self, *args, **kwargs)
 
@@ -124,6 +126,15 @@ class PreparedModel(fx.GraphModule):
     def quantizers(self) -> Iterator[tuple[str, Quantizer]]:
         """Path and module of every quantizer."""
         return quantizers_of(self)
+
+    @property
+    def in_evaluation_alone(self) -> list[nn.Module]:
+        """Operators and quantizers that do not run in training, as the network computes something else there."""
+        by_mode = next((n for n in self.graph.nodes if _is_by_mode(self, n)), None)
+        if by_mode is None:
+            return []
+        here, there = (_needed_for(by_mode.args[which]) for which in (0, 1))
+        return [self.get_submodule(str(n.target)) for n in here if n.op == "call_module" and n not in there]
 
     def float_graph(self) -> Graph:
         """The operators without the quantizers, over the same parameters."""
@@ -246,6 +257,19 @@ def prepared_in(model: nn.Module) -> PreparedModel:
 
 def _is_by_mode(model: nn.Module, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), ByMode)
+
+
+def _needed_for(outputs: Any) -> dict[fx.Node, None]:
+    """The nodes that *outputs* are made of."""
+    found: dict[fx.Node, None] = {}
+    open_ends: list[fx.Node] = []
+    fx.map_arg(outputs, open_ends.append)
+    while open_ends:
+        node = open_ends.pop()
+        if node not in found:
+            found[node] = None
+            open_ends += node.all_input_nodes
+    return found
 
 
 def _function(graph: fx.Graph, model: nn.Module, which: int) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.errors import NumericsError
+from bitwright.errors import ModelError, NumericsError
 from bitwright.numerics.spec import QuantSpec
 from bitwright.train.bins import Bins
 from bitwright.train.checkpoint import as_tensor, text_of
@@ -79,7 +79,19 @@ class Histogram(Observer):
     def set_extra_state(self, state: Any) -> None:
         """Go on with the method that was reset, or with the one that was asked for."""
         method, _, percentile = (text_of(state) or "").partition(" ")
-        self.method, self.percentile = (method, float(percentile)) if method else self._asked
+        if not method:
+            self.method, self.percentile = self._asked
+            return
+        METHODS.get(method, where="checkpoint, observer 'histogram'")
+        try:
+            self.method, self.percentile = method, float(percentile)
+        except ValueError as e:
+            raise ModelError(
+                "checkpoint, observer 'histogram'",
+                expected="a method and its percentile",
+                found=f"{method} {percentile}",
+                remedy="Load a checkpoint that was saved by this version.",
+            ) from e
 
     def range_by(self, method: str, percentile: float) -> Ends:
         """The range of everything seen, by *method*. *raises* `UnknownName`, `NumericsError`."""
