@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import warnings
 from pathlib import Path
@@ -23,6 +24,7 @@ from bitwright import (
     prepare,
     set_fake_quantize,
 )
+from bitwright.graph.op import Op
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -298,6 +300,7 @@ def test_branches_of_many_kinds_are_kept(network: type[nn.Module]) -> None:
     model = network().eval()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "prepare: training computes .* otherwise")
         ours = unquantized(prepare(model, features(2)))
 
     for again in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
@@ -324,6 +327,17 @@ def test_each_mode_computes_only_what_it_returns() -> None:
     same_in_training(ours, model, features(), labels)
     assert torch.equal(ours.get_buffer("norm.running_mean"), before)
     torch.testing.assert_close(ours.eval()(features(), labels - 1), model.eval()(features(), labels - 1))
+
+
+@pytest.mark.parametrize("network, name", [(_OtherWeights, "fc3"), (_Temperature, "_generated_mul_")])
+def test_variants_of_what_is_quantized_are_told(network: type[nn.Module], name: str) -> None:
+    """They were computed in float without a word, so that nothing was trained for the codes of the chip."""
+    with pytest.warns(UserWarning, match=f"training computes {name}.* otherwise .*, in float") as told:
+        ours = prepare(network().eval(), features(2))
+
+    assert [w.filename for w in told] == [__file__]
+    assert name in ", ".join(op.name for op in ours.in_evaluation_alone if isinstance(op, Op))
+    assert not prepare(_Hidden().eval(), features(2)).in_evaluation_alone
 
 
 class _Counts(_Net):
@@ -357,3 +371,10 @@ class _Untraceable(_Net):
 def test_a_branch_that_cannot_be_traced_is_told() -> None:
     with pytest.warns(UserWarning, match="cannot be traced in training .* keeps the evaluation branch"):
         prepare(_Untraceable().eval(), features(2))
+
+
+def test_the_signature_is_the_author_s() -> None:
+    """Those who look it up (trainers that leave out unknown columns) found *args."""
+    ours = prepare(_Loss().eval(), (features(2), torch.zeros(2, dtype=torch.int64)))
+
+    assert list(inspect.signature(ours.forward).parameters) == ["x", "labels"]

@@ -39,6 +39,7 @@ from bitwright import (
 )
 from bitwright.errors import ModelError, NumericsError, PlanError, UnknownName
 from bitwright.plan.qconfig import QconfigSetter
+from bitwright.train.checkpoint import as_tensor
 from bitwright.train.observers.histogram import Histogram
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -135,6 +136,17 @@ def test_a_checkpoint_that_was_not_reset_undoes_a_reset() -> None:
     assert {q.observer.method for _, q in again.quantizers if isinstance(q.observer, Histogram)} == {
         "percentile"
     }  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "text, error", [("mse", ModelError), ("mse x", ModelError), ("nonsense 3", UnknownName)]
+)
+def test_a_method_that_cannot_be_read_is_refused_as_it_is_loaded(text: str, error: type[Exception]) -> None:
+    setter = everywhere(get_default_qconfig(activation_observer="histogram"))
+    observers = [q.observer for _, q in prepare(small(), pixels(2), setter).quantizers]
+    observer = next(o for o in observers if isinstance(o, Histogram))
+    with pytest.raises(error, match="checkpoint, observer 'histogram'"):
+        observer.set_extra_state(as_tensor(text))
 
 
 def test_a_reset_scale_goes_on_after_resuming() -> None:

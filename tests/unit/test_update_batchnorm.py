@@ -8,7 +8,14 @@ from tests.unit.qat_cases import everywhere, features, pixels, prepared, small, 
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from bitwright import FakeQuantState, freeze_batchnorm, prepare, set_fake_quantize, update_batchnorm
+from bitwright import (
+    FakeQuantState,
+    freeze_batchnorm,
+    get_default_qconfig,
+    prepare,
+    set_fake_quantize,
+    update_batchnorm,
+)
 from bitwright.errors import DataError, ModelError
 from bitwright.ops.batchnorm import BatchNorm
 from bitwright.train.prepared import PreparedModel
@@ -83,6 +90,38 @@ def test_weights_that_statistics_are_a_part_of_follow_them(target: str) -> None:
             validated(model, pixels())
             hook.remove()
             assert float(seen[0].abs().max() / quantizer.step().min()) <= quantizer.qmax + 0.5, path
+
+
+@pytest.mark.parametrize("constant", [1.0, 0.01])
+def test_ranges_of_such_weights_are_of_the_new_statistics_alone(constant: float) -> None:
+    """A slow average left codes far outside of their range."""
+    qconfig = get_default_qconfig(weight_qkwargs={"averaging_constant": constant})
+    model = prepare(small(), pixels(2), everywhere(qconfig), target="bm1684")
+    train(model, pixels(8, 9), 3)
+    update_batchnorm(model, [0.05 * x for x in BATCHES])
+
+    for path in ("conv1", "conv2"):
+        weight = _folded_weight(model, path).detach()
+        step = model.get_submodule(f"{path}.weight_fake_quant").step()
+        assert 0.5 < float(weight.abs().max() / (127 * step)) <= 1.0  # scales are powers of two
+
+
+def _folded_weight(model: nn.Module, path: str) -> Tensor:
+    norm = model.get_submodule(path.replace("conv", "bn"))
+    factor = norm.weight / torch.sqrt(norm.running_var + 1e-5)
+    return model.get_parameter(f"{path}.weight") * factor.reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "folded"])
+def test_where_no_statistics_move_no_range_does(mode: str) -> None:
+    model = prepare(small(), pixels(2), target="bm1684", batchnorm=mode)
+    train(model, pixels(8, 9), 1)
+    with torch.no_grad():
+        model.get_parameter("conv1.weight").mul_(0.3)
+    before = {n: x.clone() for n, x in model.state_dict().items()}
+
+    assert update_batchnorm(model, BATCHES) == 0
+    assert all(torch.equal(x, before[n]) for n, x in model.state_dict().items())
 
 
 class _Shared(nn.Module):
