@@ -272,4 +272,4 @@ def test_the_report_shows_stages_curves_operators_and_the_proof(folder: Path) ->
 def test_the_report_of_a_single_epoch_has_a_point(folder: Path) -> None:
     training.run_training(recipe(folder, epochs=1), output=folder / "out")
 
-    assert "1 points" in (folder / "out" / "report.html").read_text()
+    assert '1 point"' in (folder / "out" / "report.html").read_text()

@@ -24,6 +24,7 @@ from tests.unit.qat_cases import (
 from torch import Tensor, nn
 
 from bitwright import (
+    FakeQuantState,
     ModuleNameQconfigSetter,
     PreparedModel,
     check_qat_model,
@@ -34,6 +35,7 @@ from bitwright import (
     prepare,
     reset_scale,
     sensitive_op_qat_8bit_weight_16bit_act_qconfig_setter,
+    set_fake_quantize,
 )
 from bitwright.errors import ModelError, NumericsError, PlanError
 from bitwright.flow.convert import decided
@@ -244,6 +246,15 @@ def test_parametrized_weights_are_refused_with_the_way_out() -> None:
 def test_a_model_that_is_not_float32_is_refused_before_anything_is_trained(dtype: torch.dtype) -> None:
     with pytest.raises(ModelError, match="expected float32 parameters"):
         prepare(small().to(dtype), pixels(2).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_does_not_round_by_other_scales(dtype: torch.dtype) -> None:
+    """It ran, two percent off, without a word."""
+    model = calibrate(prepared(), pixels(8)).to(dtype)
+    set_fake_quantize(model.eval(), FakeQuantState.VALIDATION)
+    with pytest.raises(ModelError, match=r"expected a range in float32; found torch\..*float16"):
+        model(pixels(2).to(dtype))
 
 
 def test_a_prepared_model_that_was_made_bfloat16_is_not_converted() -> None:

@@ -132,7 +132,7 @@ def plot(table: Table, curve: Curve) -> Plot:
     y_title = ", ".join(_title(columns[k]) for k in curve.series)
     ends = (LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, TOP) if curve.diagonal else None
     level = None if curve.level is None or (curve.log and curve.level <= 0) else up.at(curve.level)
-    summary = f"{y_title} against {x_title}, {len(shown)} points"
+    summary = f"{y_title} against {x_title}, {len(shown)} {'point' if len(shown) == 1 else 'points'}"
     return Plot(
         x_title, y_title, across.ticks(), up.ticks(), series, level, ends, len(every) - len(shown), summary
     )

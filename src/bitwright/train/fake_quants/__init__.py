@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.errors import DataError, PlanError
+from bitwright.errors import DataError, ModelError, PlanError
 from bitwright.numerics.affine import Limits
 from bitwright.numerics.spec import QParams, QuantSpec
 from bitwright.plan.reads import GIVE_MASKS
@@ -92,6 +92,13 @@ class Quantizer(nn.Module, ABC):
                 expected="a range before fake quantization",
                 found="no calibration",
                 remedy="Set FakeQuantState.CALIBRATION, run some batches, then VALIDATION; or load_observer_params.",
+            )
+        if self.observer.lo.dtype.itemsize < 4:
+            raise ModelError(
+                f"quantizer of {self.value}",
+                expected="a range in float32",
+                found=f"{self.observer.lo.dtype}, in which no scale is exact",
+                remedy="Take back .half() or .bfloat16(): prepare and calibrate in float32, and use torch.autocast.",
             )
         return self.rounded(x.float(), rectified).to(x.dtype)
 
