@@ -96,6 +96,17 @@ class Doubled(Net):
         x = self.head(x)
         return x if self.training else x.softmax(1)
 
+class Masked(Net):
+    def __init__(self):
+        super().__init__()
+        self.mask = nn.Parameter(torch.full((3,), -float("inf")), requires_grad=False)
+
+    def forward(self, x):
+        return super().forward(x) + torch.where(x.mean((1, 2, 3))[:, None] > 1e9, self.mask, 0.0)
+
+def masked():
+    return Masked().eval(), torch.zeros(2, 1, 6, 6)
+
 def doubled():
     return Doubled().eval(), torch.zeros(2, 1, 6, 6)
 

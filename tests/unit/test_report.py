@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bitwright.errors import OutputError
 from bitwright.report.page import Page, Section, render_page, write_page
-from bitwright.report.plots import DECADES, MAX_BARS, MAX_LABEL, Bar, bar_chart
+from bitwright.report.plots import DECADES, MAX_BARS, MAX_LABEL, bar_chart, shortened
 from bitwright.table import Column, Table
 
 NAME, LOSS, PRECISION = (
@@ -207,16 +207,17 @@ def test_a_page_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> Non
         write_page(tmp_path / "file" / "report.html", Page("t", "", ()))
 
 
-def test_a_long_label_keeps_both_ends() -> None:
-    """Names that differ in their first or last part alone looked alike."""
-    names = [
-        f"blocks.{i}.attention._generated_scaled_dot_product_attention_3.{part}"
-        for i in (1, 3)
-        for part in ("mask", "softmax")
-    ]
-    shown = [Bar(name, "", 0.0, 0.0, "").shortened for name in names]
-    assert len(set(shown)) == 4
-    assert {len(s) for s in shown} == {MAX_LABEL}
-    assert shown[0].startswith("blocks.1.")
-    assert shown[0].endswith("attention_3.mask")
-    assert Bar("conv1", "", 0.0, 0.0, "").shortened == "conv1"
+def test_long_labels_lose_their_middle_and_still_differ() -> None:
+    """Names that differ in their first part, in a number in the middle, or in their last part alone looked alike."""
+    attention = "self_attention._generated_scaled_dot_product_attention_0"
+    ends = [f"blocks.{i}.{attention}.{part}" for i in (1, 3) for part in ("mask", "softmax")]
+    middles = [f"encoder.layers.encoder_layer_{i}.{attention}" for i in range(12)]
+    for names in (ends, middles):
+        short = shortened([*names, "conv1"])
+        assert len(set(short)) == len(names) + 1
+        assert {len(s) for s in short[:-1]} == {MAX_LABEL}
+        assert short[-1] == "conv1"
+        assert all(n.startswith(s.split("…")[0]) for n, s in zip(names, short, strict=False))
+        assert all(n.endswith(s.split("…")[1]) for n, s in zip(names, short, strict=False))
+    alike = [f"{'a' * 40}{i}{'b' * 40}" for i in range(3)]
+    assert shortened(alike) == alike

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tests.unit.recipe_cases import recipe, written
 
 import bitwright.flow.training as training
 from bitwright.errors import NumericsError
+from bitwright.flow.model_source import import_object
 from bitwright.flow.progress import Silence
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -144,3 +146,29 @@ def test_what_evaluation_alone_computes_is_calibrated(folder: Path) -> None:
     trained = training.run_training(recipe(folder, model=f"{code}:doubled", epochs=1), output=folder / "out")
 
     assert set(trained.accuracy) == {"float", "calibrated", "trained", "converted"}
+
+
+def test_an_infinite_mask_is_no_divergence(folder: Path) -> None:
+    """Parameters that are not trained cannot diverge."""
+    warnings.filterwarnings("ignore", "prepare: 1 operators did not get")
+    code = f"net_{folder.name}.py"
+    assert training.run_training(
+        recipe(folder, model=f"{code}:masked", epochs=1), output=folder / "out"
+    ).history
+
+
+def test_fixed_scales_need_no_calibration(folder: Path) -> None:
+    code = f"net_{folder.name}.py"
+    fixed = {"observer": "fixed_scale", "options": {"scale": 0.05}}
+    path = recipe(folder, model=f"{code}:doubled", epochs=1, activation=fixed, calibration={"batches": 0})
+    assert training.run_training(path, output=folder / "out").history
+
+
+def test_weights_without_counters_of_batches_load(folder: Path) -> None:
+    net = import_object(f"{folder}/net_{folder.name}.py:net", "model")()[0]
+    state = net.state_dict()
+    del state["norm.num_batches_tracked"]
+    torch.save(state, folder / "float.pt")
+
+    path = recipe(folder, epochs=1, checkpoint="float.pt")
+    assert training.run_training(path, output=folder / "out").history

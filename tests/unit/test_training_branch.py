@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bitwright import (
     FakeQuantState,
     ModuleNameQconfigSetter,
+    capture,
     convert,
     export,
     get_default_qconfig,
@@ -281,6 +282,36 @@ class _Swapped(_Net):
         return pair if self.training else pair[::-1]
 
 
+class _Constant(_Net):
+    """The same operator by a tensor of other numbers."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.fc3(torch.relu(self.fc1(x)))
+        return y * torch.tensor([1.0, 2.0, 3.0] if self.training else [3.0, 2.0, 1.0])
+
+
+class _Region(_Net):
+    """A branch inside of torch.no_grad."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.fc3(torch.relu(self.fc1(x)))
+        with torch.no_grad():
+            side = y * 2.0 if self.training else y * 3.0
+        return y + side
+
+
+class _Normed(_Net):
+    """Normalised heads, which the plan has folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm2 = nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(self.fc1(x))
+        return self.norm(self.aux(x)) if self.training else self.norm2(self.fc3(x))
+
+
 class _InPlace(_Net):
     """A write of which nobody reads the result by name."""
 
@@ -291,7 +322,19 @@ class _InPlace(_Net):
         return y
 
 
-_KINDS = [_Clash, _Makes, _Twice, _Returns, _Hidden, _OtherWeights, _Temperature, _Swapped, _InPlace]
+_KINDS = [
+    _Clash,
+    _Makes,
+    _Twice,
+    _Returns,
+    _Hidden,
+    _OtherWeights,
+    _Temperature,
+    _Swapped,
+    _InPlace,
+    _Region,
+    _Normed,
+]
 
 
 @pytest.mark.parametrize("network", _KINDS)
@@ -332,12 +375,58 @@ def test_each_mode_computes_only_what_it_returns() -> None:
 @pytest.mark.parametrize("network, name", [(_OtherWeights, "fc3"), (_Temperature, "_generated_mul_")])
 def test_variants_of_what_is_quantized_are_told(network: type[nn.Module], name: str) -> None:
     """They were computed in float without a word, so that nothing was trained for the codes of the chip."""
-    with pytest.warns(UserWarning, match=f"training computes {name}.* otherwise .*, in float") as told:
+    with pytest.warns(
+        UserWarning, match=f"training computes {name}.* otherwise or not at all .* float"
+    ) as told:
         ours = prepare(network().eval(), features(2))
 
     assert [w.filename for w in told] == [__file__]
     assert name in ", ".join(op.name for op in ours.in_evaluation_alone if isinstance(op, Op))
     assert not prepare(_Hidden().eval(), features(2)).in_evaluation_alone
+
+
+def test_another_constant_is_told() -> None:
+    """It was not seen: both are stored under one name, so that they cannot stand side by side."""
+    with pytest.warns(
+        UserWarning, match=r"branches on self.training \(differs in: aten.lift_fresh_copy.default\)"
+    ):
+        prepare(_Constant().eval(), features(2))
+
+
+class _Recurrent(_Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(F.dropout(self.fc3(torch.relu(self.fc1(x))), 0.1, self.training)[:, None])[0]
+
+
+class _Attends(_Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x)[:, None]
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=0.1 if self.training else 0.0)
+
+
+class _TwiceNormed(_Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(F.dropout(self.fc3(torch.relu(self.fc1(x))), 0.1, self.training))
+        return self.norm(x * 2.0)
+
+
+class _WithoutStatistics(_Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm.track_running_stats = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(F.dropout(self.fc3(torch.relu(self.fc1(x))), 0.1, self.training))
+
+
+@pytest.mark.parametrize("network", [_Recurrent, _Attends, _TwiceNormed, _WithoutStatistics])
+def test_what_torch_does_otherwise_in_training_is_no_branch(network: type[nn.Module]) -> None:
+    """Recurrent layers, attention with dropout and norms that run twice were taken for branches of the author's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        capture(network().eval(), features(2))
+        ours = prepare(network().eval(), features(2))
+    assert not ours.in_evaluation_alone
 
 
 class _Counts(_Net):

@@ -68,14 +68,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+    if not isinstance(state, dict) or not all(_is_entry(key, x) for key, x in state.items()):
         raise ModelError(
             str(path),
             expected="a state dict: a tensor for each name",
             found=type(state).__name__,
             remedy="Save model.state_dict().",
         )
-    return state
+    return dict(
+        state
+    )  # without the versions that torch notes there, with which older state dicts lack entries
+
+
+def _is_entry(key: object, value: object) -> bool:
+    return isinstance(key, str) and (isinstance(value, Tensor) or key.endswith("_extra_state"))
 
 
 def _load_module(path: Path) -> ModuleType:

@@ -16,7 +16,7 @@ from bitwright.errors import ModelError
 from bitwright.flow.bench import read_model
 from bitwright.flow.wishes import Choice, attributes_of, choose, granted, report_of
 from bitwright.graph.graph import Graph, GraphInput
-from bitwright.graph.op import Op
+from bitwright.graph.op import Op, Role
 from bitwright.graph.replay import Replay
 from bitwright.graph.training_branch import TrainingBranch, is_faithful, join_training
 from bitwright.importers.from_torch import capture_training
@@ -325,16 +325,17 @@ def _warn_of_variants(prepared: PreparedModel, branch: TrainingBranch) -> None:
     """Operators that training computes otherwise, in float, are not trained for what the chip computes."""
     kinds = {branch.graph.op(name).kind for name in branch.ops}
     plan = prepared.facts.plan.ops
+    alone = [op for op in prepared.in_evaluation_alone if isinstance(op, Op) and op.name in plan]
     quantized = [
         op.name
-        for op in prepared.in_evaluation_alone
-        if isinstance(op, Op) and op.kind in kinds and plan[op.name].precision != "float"
+        for op in alone
+        if plan[op.name].precision != "float" and (op.kind in kinds or Role.WEIGHT in op.roles)
     ]
     if quantized:
         names = f"{', '.join(quantized[:3])}{', …' if len(quantized) > 3 else ''}"
         warnings.warn(
-            f"prepare: training computes {names} otherwise (self.training), in float; quantized they are in evaluation alone,"
-            " and calibration is what gives them ranges",
+            f"prepare: training computes {names} otherwise or not at all (self.training), and what it has instead is float:"
+            " quantized they are in evaluation alone, and calibration is what gives them ranges",
             stacklevel=3,
         )
 

@@ -260,7 +260,8 @@ class _Job:
 
     def _check_finite(self, model: nn.Module, epoch: int) -> None:
         """*raises* `NumericsError` for weights that no checkpoint should hold: the gradient of a finite loss may be NaN."""
-        found = next((n for n, p in model.named_parameters() if not p.isfinite().all()), None)
+        trained = ((n, p) for n, p in model.named_parameters() if p.requires_grad)  # a mask may be infinite
+        found = next((n for n, p in trained if not p.isfinite().all()), None)
         if found is not None:
             where = f"training, epoch {epoch + 1}"
             raise self._not_finite(epoch, where, "finite parameters", f"NaN or infinity in {found}")
@@ -342,7 +343,7 @@ def _moved(example: Any, device: torch.device) -> Any:
 
 def _check_observes(model: PreparedModel) -> None:
     """*raises* `PlanError` if training alone does not see all that is quantized: after an epoch that would be too late."""
-    unseen = [m.value for m in model.in_evaluation_alone if isinstance(m, Quantizer)]
+    unseen = [m.value for m in model.in_evaluation_alone if isinstance(m, Quantizer) and not m.has_range]
     if unseen:
         raise PlanError(
             "calibration.batches",

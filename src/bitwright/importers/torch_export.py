@@ -168,6 +168,7 @@ def _file_of(cls: type) -> str | None:
 
 
 def first_line(error: Exception) -> str:
+    """The first line of its message, or its class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
 

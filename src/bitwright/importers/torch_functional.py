@@ -38,7 +38,7 @@ def functionalize(module: fx.GraphModule, arguments: Sequence[Any], fixed: Seque
     *arguments*: of the graph, in placeholder order. *fixed*: in that order, the parameters and buffers, which must not be
     written, by name; None for inputs. *raises* `ModelError`.
     """
-    graph = _inline_regions(module)
+    graph = inlined(module)
     storages: dict[fx.Node, int] = {}
     if any(_written(node) for node in graph.nodes):
         storages = _storages(module, graph, arguments)
@@ -47,8 +47,8 @@ def functionalize(module: fx.GraphModule, arguments: Sequence[Any], fixed: Seque
     return _Rewriter(graph, storages, names).run()
 
 
-def _inline_regions(module: fx.GraphModule) -> fx.Graph:
-    """The graph with the bodies of gradient-mode regions in place of their calls."""
+def inlined(module: fx.GraphModule) -> fx.Graph:
+    """The graph of *module* with the bodies of gradient-mode regions in place of their calls. *raises* `ModelError` for other control flow."""
     flat = fx.Graph()
     env: dict[fx.Node, Any] = {}
     for node in module.graph.nodes:
@@ -65,7 +65,7 @@ def _inline_regions(module: fx.GraphModule) -> fx.Graph:
             _, body, *inputs = node.args
             assert isinstance(body, fx.Node)
             inner = getattr(module, str(body.target))
-            env[node] = _inline(flat, _inline_regions(inner), [env[i] for i in inputs])  # type: ignore[index]
+            env[node] = _inline(flat, inlined(inner), [env[i] for i in inputs])  # type: ignore[index]
             continue
         if node.op == "call_function" and node.target is operator.getitem:
             source = env[node.args[0]]  # type: ignore[index]

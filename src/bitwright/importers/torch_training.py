@@ -11,17 +11,19 @@ from typing import Any
 
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec
 from torch.utils import _pytree as pytree
 
 from bitwright.importers.torch_export import Example, export, first_line
+from bitwright.importers.torch_functional import inlined
 
 
 class TrainingBranchWarning(UserWarning):
     """A graph lacks what the network computes in training alone."""
 
 
-#: Operators that capture maps to modules with both meanings: they differ in their options.
-_NORMS, _DROPOUTS = ("batch_norm", "instance_norm", "rrelu"), ("dropout",)
+#: Arguments of norms, dropout and recurrent layers that differ between modes as they should; statistics do not count in training.
+_OF_THE_MODE = frozenset({"training", "train", "use_input_stats", "running_mean", "running_var"})
 
 
 def export_training(model: nn.Module, example: Example, *, dynamic: bool) -> ExportedProgram | None:
@@ -33,7 +35,9 @@ def export_training(model: nn.Module, example: Example, *, dynamic: bool) -> Exp
         return None
     model.train()
     try:
-        return export(model, example, dynamic=dynamic)
+        program = export(model, example, dynamic=dynamic)
+        inlined(program.graph_module)  # refuses control flow that torch can trace
+        return program
     except Exception as error:  # refusals have no common class; evaluation is what counts
         warnings.warn(
             f"{type(model).__name__} mentions self.training, and cannot be traced in training ({first_line(error)}); the graph"
@@ -71,16 +75,18 @@ class _Computed:
         self._numbers, self._of = numbers, dict[fx.Node, int]()
         self._names, self._reads = dict[int, str](), dict[int, list[int]]()
         self._counts: Counter[int] = Counter()
-        for node in program.graph.nodes:
-            if node.op == "output":
+        inputs = iter(program.graph_signature.input_specs)
+        self._counters: set[fx.Node] = set()
+        for node in inlined(program.graph_module).nodes:
+            if node.op == "placeholder":
+                self._of[node] = self._number(_stored(program, next(inputs)))
+                if "num_batches_tracked" in str(node.target):
+                    self._counters.add(node)
+            elif node.op == "output":
                 shape = str(program.call_spec.out_spec)
-                self.returned = (shape, self._number(("returned", *self._arguments(node, ()))))
-                continue
-            self._of[node] = number = self._number(self._expression(node))
-            if node.op == "call_function" and (node.users or _writes(node)):
-                self._counts[number] += 1
-                self._names[number] = str(node.target)
-                self._reads[number] = [self._of[n] for n in node.all_input_nodes]
+                self.returned = (shape, self._number(("returned", *self._values(node.args))))
+            elif not self._counts_batches(node):
+                self._add(node)
 
     def names_beside(self, other: _Computed) -> set[str]:
         """Operators that *other* lacks or has fewer of, but of those which read such a one only the first."""
@@ -90,28 +96,49 @@ class _Computed:
     def _number(self, expression: Any) -> int:
         return self._numbers.setdefault(expression, len(self._numbers))
 
-    def _expression(self, node: fx.Node) -> Any:
-        if node.op != "call_function":
-            return node.op, str(node.target)
-        name = str(node.target)
-        if any(n in name for n in _NORMS):
-            return name, *self._arguments(node, (bool, int, float))
-        return name, *self._arguments(node, (bool,) if any(d in name for d in _DROPOUTS) else ())
+    def _counts_batches(self, node: fx.Node) -> bool:
+        """True for the counter of a batch norm, which is moved once per call."""
+        if not node.args or node.args[0] not in self._counters or not _writes(node):
+            return False
+        self._counters.add(node)
+        return True
 
-    def _arguments(self, node: fx.Node, without: tuple[type, ...]) -> Iterator[Any]:
-        """The arguments of *node*, without numbers of these types."""
-        for argument in pytree.tree_leaves((node.args, node.kwargs)):
-            if isinstance(argument, fx.Node):
-                yield self._of[argument]
-            elif not isinstance(argument, without):
-                yield repr(argument)
+    def _add(self, node: fx.Node) -> None:
+        arguments = [(name, *self._values(value)) for name, value in _arguments(node)]
+        self._of[node] = number = self._number((node.op, str(node.target), *arguments))
+        if node.op == "call_function" and (node.users or _writes(node)):
+            self._counts[number] += 1
+            self._names[number] = str(node.target)
+            self._reads[number] = [self._of[n] for n in node.all_input_nodes if n in self._of]
+
+    def _values(self, value: Any) -> Iterator[Any]:
+        for leaf in pytree.tree_leaves(value):
+            yield self._of.get(leaf, "counter") if isinstance(leaf, fx.Node) else repr(leaf)
+
+
+def _stored(program: ExportedProgram, spec: InputSpec) -> Any:
+    """What a placeholder stands for: an input or parameter by its name, a number in the code by what it is."""
+    if spec.kind is InputKind.CONSTANT_TENSOR:
+        tensor = program.constants[str(spec.target)]
+        return "constant", tensor.dtype, tuple(tensor.shape), repr(tensor.tolist())
+    return spec.kind, spec.target or getattr(spec.arg, "name", None)
+
+
+def _arguments(node: fx.Node) -> Iterator[tuple[str, Any]]:
+    """Names and values of the arguments of *node*, defaults too, but for those that are the mode's."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        yield "", (node.args, node.kwargs)
+        return
+    for index, argument in enumerate(schema.arguments):
+        if argument.name not in _OF_THE_MODE:
+            default = node.kwargs.get(argument.name, argument.default_value)
+            yield argument.name, node.args[index] if index < len(node.args) else default
 
 
 def _writes(node: fx.Node) -> bool:
-    """True for a write in place, but for the counter of a batch norm."""
     schema = getattr(node.target, "_schema", None)
-    counts = any("num_batches_tracked" in str(n.target) for n in node.all_input_nodes)
-    return bool(schema is not None and schema.is_mutable and not counts)
+    return bool(schema is not None and schema.is_mutable)
 
 
 @contextmanager

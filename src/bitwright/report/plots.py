@@ -19,20 +19,14 @@ COLOUR_KEY = "precision"
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar. *linear*, *logarithmic*: lengths in percent of the chart's width. *colour*: the row's precision, or empty."""
+    """One bar. *short*: the label as it fits beside the bar. *linear*, *logarithmic*: lengths in percent of the chart's width. *colour*: the row's precision, or empty."""
 
     label: str
+    short: str
     shown: str
     linear: float
     logarithmic: float
     colour: str
-
-    @property
-    def shortened(self) -> str:
-        """The label, without its middle where it is long: operators differ at both ends of their names."""
-        if len(self.label) <= MAX_LABEL:
-            return self.label
-        return f"{self.label[: MAX_LABEL // 3]}…{self.label[-(MAX_LABEL - MAX_LABEL // 3 - 1) :]}"
 
 
 @dataclass(frozen=True)
@@ -55,12 +49,24 @@ def bar_chart(table: Table, label: str, value: str) -> BarChart:
     rows = [r for r in table.rows if _is_number(r.get(value))]
     rows = sorted(rows, key=lambda r: -float(r[value]))[:MAX_BARS]
     numbers = [max(0.0, float(r[value])) for r in rows]
+    names = [str(r.get(label, "")) for r in rows]
     bars = tuple(
-        Bar(str(r.get(label, "")), column.show(r[value]), linear, logarithmic, str(r.get(COLOUR_KEY) or ""))
-        for r, linear, logarithmic in zip(rows, _linear(numbers), _logarithmic(numbers), strict=True)
+        Bar(name, short, column.show(r[value]), linear, logarithmic, str(r.get(COLOUR_KEY) or ""))
+        for r, name, short, linear, logarithmic in zip(
+            rows, names, shortened(names), _linear(numbers), _logarithmic(numbers), strict=True
+        )
     )
     colours = tuple(dict.fromkeys(b.colour for b in bars if b.colour))
     return BarChart(column.title, bars, len(table.rows) - len(bars), colours)
+
+
+def shortened(names: list[str]) -> list[str]:
+    """*names* in at most `MAX_LABEL` characters, without a part in the middle; whole where those that differ would look alike."""
+    for kept in (14, 21, 28, 33):  # characters of the beginning
+        found = [n if len(n) <= MAX_LABEL else f"{n[:kept]}…{n[kept + 1 - MAX_LABEL :]}" for n in names]
+        if len(set(found)) == len(set(names)):
+            return found
+    return names
 
 
 def _is_number(cell: object) -> bool:

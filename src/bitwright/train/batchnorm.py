@@ -45,8 +45,8 @@ def update_batchnorm(model: nn.Module, batches: Iterable[Any]) -> int:
     Oscillations in Quantization-Aware Training", arXiv:2203.11086). *batches*: training inputs, augmented as in training: a tensor, a
     tuple, or a mapping from names each, of two samples at least; fifty to a hundred are enough. What is frozen (`freeze_batchnorm`, or
     in evaluation mode in a model that is in training mode) stays as it is. Where statistics are a part of quantized weights (one scale for
-    several channels), plain quantizers then take the range of these weights anew;
-    learned scales stay.
+    several channels), plain quantizers then take the range of these weights anew; learned
+    scales stay.
 
     *returns*: how many batch normalisations were updated. *raises* `ModelError` for a model that is not prepared, `DataError` for no batch,
     for one that the model does not take, and for NaN or infinity; then nothing is changed. Every process of a distributed job sees its own
