@@ -12,20 +12,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.unit.qat_cases import calibrate, everywhere, features, train
+from tests.unit.branch_cases import Net, OtherWeights, Temperature
+from tests.unit.qat_cases import calibrate, everywhere, features
 from torch import Tensor, nn
 
 from bitwright import (
     FakeQuantState,
     ModuleNameQconfigSetter,
-    capture,
     convert,
     export,
     get_default_qconfig,
     prepare,
     set_fake_quantize,
 )
-from bitwright.graph.op import Op
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -163,42 +162,10 @@ def test_outputs_may_differ_in_kind() -> None:
     torch.testing.assert_close(logits.softmax(-1), ours.eval()(features())["probabilities"])
 
 
-class _Elsewhere(nn.Module):
-    """The same weight is read from something else in training: no quantizer of evaluation fits it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x.abs()) if self.training else self.fc(x)
-
-
-def test_what_cannot_be_matched_stays_as_in_evaluation_and_is_told() -> None:
-    with pytest.warns(UserWarning, match="branches on self.training.*also in training") as told:
-        ours = prepare(_Elsewhere().eval(), features(2))
-    assert [w.filename for w in told] == [__file__]
-    x = features()
-    set_fake_quantize(ours, FakeQuantState.FLOAT)
-    torch.testing.assert_close(ours.train()(-x), ours.eval()(-x))
-    assert not torch.allclose(ours.train()(-x), ours(x))
-    assert train(ours, features(), 2)[0] > 0
-
-
 # --- what made it fail -----------------------------------------------------------------------------------------------
 
 
-class _Net(nn.Module):
-    """Two layers with functions between them, and a head beside; what training does with them is of the subclasses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.fc2, self.fc3 = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
-        self.aux, self.norm, self.act = nn.Linear(8, 3), nn.BatchNorm1d(3), nn.ReLU()
-        self.lstm, self.logvar = nn.LSTM(3, 2, batch_first=True), nn.Parameter(torch.ones(3))
-
-
-class _Clash(_Net):
+class _Clash(Net):
     """The branch uses functions before the main path does: their generated names are those of other operators."""
 
     def forward(self, x: Tensor) -> Any:
@@ -210,7 +177,7 @@ class _Clash(_Net):
         return (y, side) if self.training else y
 
 
-class _Makes(_Net):
+class _Makes(Net):
     """The branch makes tensors of its own."""
 
     def forward(self, x: Tensor) -> Any:
@@ -220,7 +187,7 @@ class _Makes(_Net):
         return y
 
 
-class _Part(_Net):
+class _Part(Net):
     def forward(self, x: Tensor) -> Any:
         x = self.fc2(x)
         return (x, self.aux(x)) if self.training else (x, None)
@@ -240,7 +207,7 @@ class _Twice(nn.Module):
         return (self.head(x), first, second) if self.training else self.head(x)
 
 
-class _Returns(_Net):
+class _Returns(Net):
     """Training returns what evaluation only computes, and a parameter."""
 
     def forward(self, x: Tensor) -> Any:
@@ -249,7 +216,7 @@ class _Returns(_Net):
         return (y, hidden, self.logvar) if self.training else y
 
 
-class _Hidden(_Net):
+class _Hidden(Net):
     """No operator differs, only what is returned."""
 
     def forward(self, x: Tensor) -> Any:
@@ -258,22 +225,7 @@ class _Hidden(_Net):
         return [y, hidden, x] if self.training else y
 
 
-class _OtherWeights(_Net):
-    """The same operator on other weights."""
-
-    def forward(self, x: Tensor) -> Any:
-        x = torch.relu(self.fc1(x))
-        return self.aux(x) if self.training else self.fc3(x)
-
-
-class _Temperature(_Net):
-    """The same operator by another number."""
-
-    def forward(self, x: Tensor) -> Any:
-        return self.fc3(torch.relu(self.fc1(x))) * (4.0 if self.training else 1.0)
-
-
-class _Swapped(_Net):
+class _Swapped(Net):
     """The same outputs in another order."""
 
     def forward(self, x: Tensor) -> Any:
@@ -282,15 +234,7 @@ class _Swapped(_Net):
         return pair if self.training else pair[::-1]
 
 
-class _Constant(_Net):
-    """The same operator by a tensor of other numbers."""
-
-    def forward(self, x: Tensor) -> Any:
-        y = self.fc3(torch.relu(self.fc1(x)))
-        return y * torch.tensor([1.0, 2.0, 3.0] if self.training else [3.0, 2.0, 1.0])
-
-
-class _Region(_Net):
+class _Region(Net):
     """A branch inside of torch.no_grad."""
 
     def forward(self, x: Tensor) -> Any:
@@ -300,7 +244,7 @@ class _Region(_Net):
         return y + side
 
 
-class _Normed(_Net):
+class _Normed(Net):
     """Normalised heads, which the plan has folded."""
 
     def __init__(self) -> None:
@@ -312,7 +256,7 @@ class _Normed(_Net):
         return self.norm(self.aux(x)) if self.training else self.norm2(self.fc3(x))
 
 
-class _InPlace(_Net):
+class _InPlace(Net):
     """A write of which nobody reads the result by name."""
 
     def forward(self, x: Tensor) -> Any:
@@ -328,8 +272,8 @@ _KINDS = [
     _Twice,
     _Returns,
     _Hidden,
-    _OtherWeights,
-    _Temperature,
+    OtherWeights,
+    Temperature,
     _Swapped,
     _InPlace,
     _Region,
@@ -352,7 +296,7 @@ def test_branches_of_many_kinds_are_kept(network: type[nn.Module]) -> None:
     assert [n for n, _ in ours.named_parameters()] == [n for n, _ in model.named_parameters()]
 
 
-class _Loss(_Net):
+class _Loss(Net):
     """Labels, which evaluation need not have, and statistics that evaluation alone takes."""
 
     def forward(self, x: Tensor, labels: Tensor) -> Any:
@@ -370,96 +314,6 @@ def test_each_mode_computes_only_what_it_returns() -> None:
     same_in_training(ours, model, features(), labels)
     assert torch.equal(ours.get_buffer("norm.running_mean"), before)
     torch.testing.assert_close(ours.eval()(features(), labels - 1), model.eval()(features(), labels - 1))
-
-
-@pytest.mark.parametrize("network, name", [(_OtherWeights, "fc3"), (_Temperature, "_generated_mul_")])
-def test_variants_of_what_is_quantized_are_told(network: type[nn.Module], name: str) -> None:
-    """They were computed in float without a word, so that nothing was trained for the codes of the chip."""
-    with pytest.warns(
-        UserWarning, match=f"training computes {name}.* otherwise or not at all .* float"
-    ) as told:
-        ours = prepare(network().eval(), features(2))
-
-    assert [w.filename for w in told] == [__file__]
-    assert name in ", ".join(op.name for op in ours.in_evaluation_alone if isinstance(op, Op))
-    assert not prepare(_Hidden().eval(), features(2)).in_evaluation_alone
-
-
-def test_another_constant_is_told() -> None:
-    """It was not seen: both are stored under one name, so that they cannot stand side by side."""
-    with pytest.warns(
-        UserWarning, match=r"branches on self.training \(differs in: aten.lift_fresh_copy.default\)"
-    ):
-        prepare(_Constant().eval(), features(2))
-
-
-class _Recurrent(_Net):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.lstm(F.dropout(self.fc3(torch.relu(self.fc1(x))), 0.1, self.training)[:, None])[0]
-
-
-class _Attends(_Net):
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)[:, None]
-        return F.scaled_dot_product_attention(x, x, x, dropout_p=0.1 if self.training else 0.0)
-
-
-class _TwiceNormed(_Net):
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(F.dropout(self.fc3(torch.relu(self.fc1(x))), 0.1, self.training))
-        return self.norm(x * 2.0)
-
-
-class _WithoutStatistics(_Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm.track_running_stats = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(F.dropout(self.fc3(torch.relu(self.fc1(x))), 0.1, self.training))
-
-
-@pytest.mark.parametrize("network", [_Recurrent, _Attends, _TwiceNormed, _WithoutStatistics])
-def test_what_torch_does_otherwise_in_training_is_no_branch(network: type[nn.Module]) -> None:
-    """Recurrent layers, attention with dropout and norms that run twice were taken for branches of the author's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        capture(network().eval(), features(2))
-        ours = prepare(network().eval(), features(2))
-    assert not ours.in_evaluation_alone
-
-
-class _Counts(_Net):
-    """Statistics of the author's own, which only training moves."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("seen", torch.zeros(8))
-
-    def forward(self, x: Tensor) -> Any:
-        x = torch.relu(self.fc1(x))
-        if self.training:
-            self.seen.mul_(0.9).add_(x.mean(0), alpha=0.1)
-        return self.fc3(x)
-
-
-def test_a_buffer_that_training_moves_is_told() -> None:
-    """It stood still without a word."""
-    with pytest.warns(UserWarning, match=r"branches on self.training.*mul_"):
-        prepare(_Counts().eval(), features(2))
-
-
-class _Untraceable(_Net):
-    def forward(self, x: Tensor) -> Any:
-        y = self.fc3(torch.relu(self.fc1(x)))
-        if self.training and y.sum() > 0:
-            return y * 2
-        return y
-
-
-def test_a_branch_that_cannot_be_traced_is_told() -> None:
-    with pytest.warns(UserWarning, match="cannot be traced in training .* keeps the evaluation branch"):
-        prepare(_Untraceable().eval(), features(2))
 
 
 def test_the_signature_is_the_author_s() -> None:
