@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import warnings
 from collections import Counter
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
@@ -120,7 +122,8 @@ def _stored(program: ExportedProgram, spec: InputSpec) -> Any:
     """What a placeholder stands for: an input or parameter by its name, a number in the code by what it is."""
     if spec.kind is InputKind.CONSTANT_TENSOR:
         tensor = program.constants[str(spec.target)]
-        return "constant", tensor.dtype, tuple(tensor.shape), repr(tensor.tolist())
+        held = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return "constant", tensor.dtype, tuple(tensor.shape), hashlib.sha256(held.tobytes()).hexdigest()
     return spec.kind, spec.target or getattr(spec.arg, "name", None)
 
 
