@@ -220,4 +220,12 @@ def test_long_labels_lose_their_middle_and_still_differ() -> None:
         assert all(n.startswith(s.split("…")[0]) for n, s in zip(names, short, strict=False))
         assert all(n.endswith(s.split("…")[1]) for n, s in zip(names, short, strict=False))
     alike = [f"{'a' * 40}{i}{'b' * 40}" for i in range(3)]
-    assert shortened(alike) == alike
+    short_of_end = f"{ends[0][:33]}…{ends[0][-8:]}"
+    assert shortened([*alike, ends[0]]) == [*alike, short_of_end]
+
+
+def test_cells_of_tables_are_not_hidden_with_labels() -> None:
+    """`.short` is also the class of short cells, which vanished on narrow screens."""
+    page = render_page(Page("t", "", (Section(losses(0.5), ("name", "loss")),)))
+    hiding = re.findall(r"([^{}]*)\{ display: none; \}", page)
+    assert all(rule.strip().startswith((".label ", ".scale")) for rule in hiding if "." in rule)

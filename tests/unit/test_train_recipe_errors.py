@@ -90,14 +90,24 @@ def test_without_tensorboard_the_missing_extra_is_named(bitwright: Command, fold
     assert "pip install 'bitwright[tensorboard]'" in outcome.error
 
 
-@pytest.mark.parametrize("held", [[torch.zeros(2)], torch.zeros(2), {0: torch.zeros(2)}])
-def test_weights_that_are_no_state_dict_are_refused(bitwright: Command, folder: Path, held: Any) -> None:
+@pytest.mark.parametrize(
+    "held, found",
+    [
+        ([torch.zeros(2)], "list"),
+        (torch.zeros(2), "Tensor"),
+        ({0: torch.zeros(2)}, "0: Tensor"),
+        ({"fc.weight": torch.zeros(2), "epoch": 3}, "'epoch': int"),
+    ],
+)
+def test_weights_that_are_no_state_dict_are_refused(
+    bitwright: Command, folder: Path, held: Any, found: str
+) -> None:
     """It was called a defect of ours."""
     torch.save(held, folder / "odd.pt")
 
     outcome = bitwright("train", recipe(folder, checkpoint="odd.pt"), "-o", folder / "out", "-q")
 
-    assert "odd.pt: expected a state dict: a tensor for each name" in outcome.error
+    assert f"odd.pt: expected a state dict: a tensor for each name; found {found}." in outcome.error
 
 
 def test_a_file_that_only_looks_like_a_checkpoint_is_refused(bitwright: Command, folder: Path) -> None:

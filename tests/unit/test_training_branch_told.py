@@ -68,6 +68,46 @@ def test_another_constant_is_told() -> None:
         prepare(_Constant().eval(), features(2))
 
 
+@torch.library.custom_op("bitwright_tests::by_mode", mutates_args=())
+def _by_mode(x: Tensor, training: bool) -> Tensor:
+    return 2.0 * x if training else x.clone()
+
+
+@_by_mode.register_fake
+def _(x: Tensor, training: bool) -> Tensor:
+    return torch.empty_like(x)
+
+
+class _Custom(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return _by_mode(self.fc1(x), self.training)
+
+
+class _NormedInEvaluation(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc3(torch.relu(self.fc1(x)))
+        return x if self.training else self.norm(x)
+
+
+def test_what_a_custom_operator_does_in_training_is_not_ours_to_leave_out() -> None:
+    with pytest.warns(UserWarning, match=r"branches on self.training .*by_mode"):
+        capture(_Custom().eval(), features(2))
+
+
+def test_a_norm_that_evaluation_alone_computes_is_told() -> None:
+    with pytest.warns(UserWarning, match="training computes norm otherwise or not at all"):
+        prepare(_NormedInEvaluation().eval(), features(2))
+
+
+class _Sparse(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.eye(3).to_sparse()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.fc3(torch.relu(self.fc1(x))), 0.1, self.training) + self.table.to_dense().sum()
+
+
 class _Recurrent(Net):
     def forward(self, x: Tensor) -> Tensor:
         return self.lstm(F.dropout(self.fc3(torch.relu(self.fc1(x))), 0.1, self.training)[:, None])[0]
@@ -94,7 +134,7 @@ class _WithoutStatistics(Net):
         return self.norm(F.dropout(self.fc3(torch.relu(self.fc1(x))), 0.1, self.training))
 
 
-@pytest.mark.parametrize("network", [_Recurrent, _Attends, _TwiceNormed, _WithoutStatistics])
+@pytest.mark.parametrize("network", [_Sparse, _Recurrent, _Attends, _TwiceNormed, _WithoutStatistics])
 def test_what_torch_does_otherwise_in_training_is_no_branch(network: type[nn.Module]) -> None:
     """Recurrent layers, attention with dropout and norms that run twice were taken for branches of the author's."""
     with warnings.catch_warnings():

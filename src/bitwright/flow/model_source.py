@@ -68,16 +68,24 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(_is_entry(key, x) for key, x in state.items()):
+    odd = next((x for x in state.items() if not _is_entry(*x)), None) if isinstance(state, dict) else state
+    if odd is not None:
         raise ModelError(
             str(path),
             expected="a state dict: a tensor for each name",
-            found=type(state).__name__,
+            found=f"{odd[0]!r}: {type(odd[1]).__name__}" if isinstance(odd, tuple) else type(odd).__name__,
             remedy="Save model.state_dict().",
         )
-    return dict(
-        state
-    )  # without the versions that torch notes there, with which older state dicts lack entries
+    _allow_missing_counters(state)
+    return state
+
+
+def _allow_missing_counters(state: dict[str, Tensor]) -> None:
+    """Batch norms without a counter are taken, as from before torch counted batches."""
+    for path, facts in getattr(state, "_metadata", {}).items():
+        prefix = f"{path}." if path else ""
+        if f"{prefix}running_mean" in state and f"{prefix}num_batches_tracked" not in state:
+            facts["version"] = None
 
 
 def _is_entry(key: object, value: object) -> bool:

@@ -325,11 +325,14 @@ def _warn_of_variants(prepared: PreparedModel, branch: TrainingBranch) -> None:
     """Operators that training computes otherwise, in float, are not trained for what the chip computes."""
     kinds = {branch.graph.op(name).kind for name in branch.ops}
     plan = prepared.facts.plan.ops
-    alone = [op for op in prepared.in_evaluation_alone if isinstance(op, Op) and op.name in plan]
+    into = {norm: name for name, norms in prepared.facts.norms.items() for norm in norms}  # whose plan says
     quantized = [
         op.name
-        for op in alone
-        if plan[op.name].precision != "float" and (op.kind in kinds or Role.WEIGHT in op.roles)
+        for op in prepared.in_evaluation_alone
+        if isinstance(op, Op)
+        and (entry := plan.get(into.get(op.name, op.name))) is not None
+        and entry.precision != "float"
+        and (op.kind in kinds or op.name in into or Role.WEIGHT in op.roles)
     ]
     if quantized:
         names = f"{', '.join(quantized[:3])}{', …' if len(quantized) > 3 else ''}"

@@ -107,7 +107,7 @@ class _Job:
         state = read_weights(Path(self.recipe.checkpoint))
         try:
             self.network.load_state_dict(state)
-        except RuntimeError as e:
+        except (RuntimeError, ValueError) as e:
             raise ModelError(
                 self.recipe.checkpoint,
                 expected=f"the weights of {self.recipe.model}",

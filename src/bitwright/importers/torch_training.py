@@ -120,8 +120,8 @@ class _Computed:
 
 def _stored(program: ExportedProgram, spec: InputSpec) -> Any:
     """What a placeholder stands for: an input or parameter by its name, a number in the code by what it is."""
-    if spec.kind is InputKind.CONSTANT_TENSOR:
-        tensor = program.constants[str(spec.target)]
+    tensor = program.constants.get(str(spec.target)) if spec.kind is InputKind.CONSTANT_TENSOR else None
+    if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided:
         held = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         return "constant", tensor.dtype, tuple(tensor.shape), hashlib.sha256(held.tobytes()).hexdigest()
     return spec.kind, spec.target or getattr(spec.arg, "name", None)
@@ -133,8 +133,9 @@ def _arguments(node: fx.Node) -> Iterator[tuple[str, Any]]:
     if schema is None:
         yield "", (node.args, node.kwargs)
         return
+    of_the_mode = _OF_THE_MODE if schema.name.startswith("aten::") else frozenset()
     for index, argument in enumerate(schema.arguments):
-        if argument.name not in _OF_THE_MODE:
+        if argument.name not in of_the_mode:
             default = node.kwargs.get(argument.name, argument.default_value)
             yield argument.name, node.args[index] if index < len(node.args) else default
 

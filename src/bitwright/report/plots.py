@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from bitwright.table import Table
@@ -61,12 +62,13 @@ def bar_chart(table: Table, label: str, value: str) -> BarChart:
 
 
 def shortened(names: list[str]) -> list[str]:
-    """*names* in at most `MAX_LABEL` characters, without a part in the middle; whole where those that differ would look alike."""
+    """*names* in at most `MAX_LABEL` characters, without a part in the middle; those that differ and would look alike are left whole."""
     for kept in (14, 21, 28, 33):  # characters of the beginning
         found = [n if len(n) <= MAX_LABEL else f"{n[:kept]}…{n[kept + 1 - MAX_LABEL :]}" for n in names]
         if len(set(found)) == len(set(names)):
             return found
-    return names
+    shared = Counter(short for short, _ in set(zip(found, names, strict=True)))
+    return [n if shared[short] > 1 else short for short, n in zip(found, names, strict=True)]
 
 
 def _is_number(cell: object) -> bool:
