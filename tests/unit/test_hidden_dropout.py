@@ -53,6 +53,19 @@ class Functional(nn.Module):
         return F.scaled_dot_product_attention(x * self.scale, x, x + 0.5, dropout_p=p, is_causal=self.causal)
 
 
+class ByShare(nn.Module):
+    """Dropout that evaluation switches off by a share of 0, with or without saying the mode too."""
+
+    def __init__(self, p: float, *, says: bool) -> None:
+        super().__init__()
+        self.p, self.says, self.part = p, says, nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.p if self.training else 0.0
+        x = F.dropout(x, p, training=self.training) if self.says else F.dropout(x, p)
+        return self.part(x)  # type: ignore[no-any-return]
+
+
 class Layered(nn.Module):
     def __init__(self, kind: type[nn.RNNBase], p: float, **options: int) -> None:
         super().__init__()
@@ -67,6 +80,8 @@ NETWORKS: dict[str, Callable[[float], nn.Module]] = {
     "attention": lambda p: Attending(p, weights=False),
     "functional attention": Functional,
     "causal attention": lambda p: Functional(p, causal=True),
+    "dropout by its share": lambda p: ByShare(p, says=False),
+    "dropout by its share and mode": lambda p: ByShare(p, says=True),
     "LSTM": lambda p: Layered(nn.LSTM, p),
     "GRU": lambda p: Layered(nn.GRU, p),
     "RNN": lambda p: Layered(nn.RNN, p),

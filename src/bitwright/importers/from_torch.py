@@ -24,7 +24,7 @@ from bitwright.errors import ModelError
 from bitwright.graph.graph import Graph, GraphInfo, GraphInput
 from bitwright.importers.assemble import Assembler, look_at_values
 from bitwright.importers.torch_calls import Call, read_calls
-from bitwright.importers.torch_dropout import all_in_evaluation, take_attention_dropout
+from bitwright.importers.torch_dropout import all_in_evaluation, take_dropout
 from bitwright.importers.torch_export import (
     Example,
     bind_example,
@@ -60,7 +60,7 @@ def capture(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True
     program, dynamic = _export(owned, example, dynamic_batch=dynamic_batch)
     trained = export_training(owned, _large_enough(example) if dynamic else example, dynamic=dynamic)
     if trained is not None:
-        take_attention_dropout(program, trained)
+        take_dropout(program, trained)
         warn_about_training_branches(owned, program, trained)
     graph = _Reader(owned, example, program, dynamic=dynamic).graph()
     _look(graph, example, dynamic=dynamic)
@@ -83,7 +83,7 @@ def capture_training(model: nn.Module, example_inputs: Any, *, dynamic: bool) ->
                 program = export(owned, large, dynamic=dynamic)
             all_in_evaluation(program)
             if trained is not None:
-                take_attention_dropout(program, trained)
+                take_dropout(program, trained)
             graph = _Reader(owned, example, program, dynamic=dynamic).graph()
             _look(graph, example, dynamic=dynamic)
         except Exception:  # refusals have no common class

@@ -1,4 +1,4 @@
-"""Dropout of attention weights, of which a graph in evaluation mode shows nothing: taken from training mode."""
+"""Dropout of which a graph in evaluation mode shows nothing (of attention weights, of a share of 0): taken from training mode."""
 
 from __future__ import annotations
 
@@ -49,13 +49,24 @@ def all_in_evaluation(program: ExportedProgram) -> None:
         _set(node, "train", False)
 
 
-def take_attention_dropout(program: ExportedProgram, trained: ExportedProgram) -> None:
-    """Give every attention of *program* (evaluation) the dropout that it has in *trained*, the same model in training."""
-    ours, theirs = list(_calls(program, _ATTENTION)), list(_calls(trained, _ATTENTION))
-    if [_path(n) for n in ours] != [_path(n) for n in theirs]:
-        return
-    for node, example in zip(ours, theirs, strict=True):
+def take_dropout(program: ExportedProgram, trained: ExportedProgram) -> None:
+    """Give *program* (evaluation) the shares that *trained*, the same model in training, drops of attention weights, and where evaluation
+    drops a share of 0 (`p if self.training else 0.0`).
+    """
+    for node, example in _pairs(program, trained, _ATTENTION):
         _set(node, "dropout_p", _get(example, "dropout_p"))
+    for node, example in _pairs(program, trained, _DROPOUT):
+        if _get(node, "p") == 0.0:
+            _set(node, "p", _get(example, "p"))
+            _set(node, "train", False)
+
+
+def _pairs(program: ExportedProgram, trained: ExportedProgram, packet: Any) -> list[tuple[fx.Node, fx.Node]]:
+    """The calls of *packet* in both, if they stand in the same modules."""
+    ours, theirs = list(_calls(program, packet)), list(_calls(trained, packet))
+    if [_path(n) for n in ours] != [_path(n) for n in theirs]:
+        return []
+    return list(zip(ours, theirs, strict=True))
 
 
 def _calls(program: ExportedProgram, packet: Any) -> Iterator[fx.Node]:
