@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bitwright import FakeQuantState, Plan, PreparedModel, convert, export, prepare, set_fake_quantize
 from bitwright.errors import OutputError
+from bitwright.flow.export import agreement
 from bitwright.numerics.rounding import Rounding
 from bitwright.runtime.session import Session
 
@@ -143,6 +144,14 @@ def test_outputs_of_any_kind_are_compared_where_they_are_numbers(tmp_path: Path)
 
     assert len(validation) == 2
     assert min(validation.values()) > 0.999
+
+
+def test_infinity_on_one_side_alone_is_no_agreement() -> None:
+    a, b = torch.tensor([1.0, 2.0, -torch.inf]), torch.tensor([1.0, 2.0, 3.0])
+    assert agreement(a, a) == pytest.approx(1.0)
+    assert agreement(a, b) == agreement(b, a) == 0.0
+    assert agreement(torch.zeros(3), torch.zeros(3)) == 1.0
+    assert agreement(torch.zeros(3), b) == 0.0
 
 
 # --- in integers alone -------------------------------------------------------------------------------------------

@@ -13,10 +13,11 @@ import pytest
 import torch
 from tests.unit.cli_cases import Command
 from tests.unit.recipe_cases import recipe, written
+from torch import nn
 
 import bitwright.flow.training as training
 from bitwright.errors import NumericsError
-from bitwright.flow.model_source import import_object
+from bitwright.flow.model_source import import_object, read_weights
 from bitwright.flow.progress import Silence
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -182,3 +183,14 @@ def test_weights_without_counters_of_batches_load(folder: Path) -> None:
 
     path = recipe(folder, epochs=1, checkpoint="float.pt")
     assert training.run_training(path, output=folder / "out").history
+
+
+def test_versions_that_modules_note_in_a_state_dict_arrive(folder: Path) -> None:
+    """Modules that convert older weights by version were given none."""
+    norm = nn.BatchNorm2d(3)
+    state = {**norm.state_dict(), "head._extra_state": "words"}
+    torch.save(norm.state_dict(), folder / "whole.pt")
+    torch.save(state, folder / "worded.pt")
+
+    assert read_weights(folder / "whole.pt")._metadata[""]["version"] == 2  # type: ignore[attr-defined]
+    assert read_weights(folder / "worded.pt")["head._extra_state"] == "words"

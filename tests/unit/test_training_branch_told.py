@@ -37,7 +37,9 @@ def test_what_cannot_be_matched_stays_as_in_evaluation_and_is_told() -> None:
     set_fake_quantize(ours, FakeQuantState.FLOAT)
     torch.testing.assert_close(ours.train()(-x), ours.eval()(-x))
     assert not torch.allclose(ours.train()(-x), ours(x))
-    assert train(ours, features(), 2)[0] > 0
+    before = ours.get_parameter("fc.weight").clone()
+    train(ours, features(), 2)
+    assert not torch.equal(ours.get_parameter("fc.weight"), before)
 
 
 @pytest.mark.parametrize("network, name", [(OtherWeights, "fc3"), (Temperature, "_generated_mul_")])
@@ -76,6 +78,22 @@ def _by_mode(x: Tensor, training: bool) -> Tensor:
 @_by_mode.register_fake
 def _(x: Tensor, training: bool) -> Tensor:
     return torch.empty_like(x)
+
+
+class _Noisy(Net):
+    """Nothing can say whether two networks that draw numbers compute the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc3(torch.relu(self.fc1(x)))
+        return y + 0.1 * torch.rand_like(y) if self.training else y
+
+
+def test_a_branch_that_draws_numbers_is_told_and_left_out() -> None:
+    with pytest.warns(UserWarning, match="branches on self.training.*also in training"):
+        ours = prepare(_Noisy().eval(), features(2))
+    set_fake_quantize(ours, FakeQuantState.FLOAT)
+
+    assert torch.equal(ours.train()(features()), ours.eval()(features()))
 
 
 class _Custom(Net):

@@ -106,6 +106,26 @@ def test_ranges_of_such_weights_are_of_the_new_statistics_alone(constant: float)
         assert 0.5 < float(weight.abs().max() / (127 * step)) <= 1.0  # scales are powers of two
 
 
+@pytest.mark.parametrize(
+    "kind, observer, options",
+    [
+        ("lsq", "min_max", {}),
+        ("fake_quant", "min_max", {"averaging_constant": 0.0}),
+        ("fake_quant", "fixed_scale", {"scale": 0.5}),
+    ],
+)
+def test_scales_that_are_learned_or_given_stay(kind: str, observer: str, options: dict[str, float]) -> None:
+    qconfig = get_default_qconfig("fake_quant", kind, weight_observer=observer, weight_qkwargs=options)
+    model = prepare(small(), pixels(2), everywhere(qconfig), target="bm1684")
+    train(model, pixels(8, 9), 3)
+    weights = [q for _, q in model.quantizers if q.is_weight and q.is_folded]
+    before = [q.step().clone() for q in weights]
+    update_batchnorm(model, [0.05 * x for x in BATCHES])
+
+    assert len(before) == 2
+    assert all(torch.equal(q.step(), x) for q, x in zip(weights, before, strict=True))
+
+
 def _folded_weight(model: nn.Module, path: str) -> Tensor:
     norm = model.get_submodule(path.replace("conv", "bn"))
     factor = norm.weight / torch.sqrt(norm.running_var + 1e-5)

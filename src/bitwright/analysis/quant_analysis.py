@@ -21,7 +21,7 @@ from bitwright.analysis.sensitivity import Effects, measure_effects
 from bitwright.analysis.trace import call, undisturbed
 from bitwright.errors import DataError, UnknownName
 from bitwright.files import write_bytes, write_text
-from bitwright.graph.device import usable_device
+from bitwright.graph.device import device_of, usable_device
 from bitwright.search.jobs import Progress
 from bitwright.table import Table
 from bitwright.train.prepared import PreparedModel, prepared_in
@@ -214,7 +214,7 @@ class QuantAnalysis:
         """Both models on one device, which follows them, in evaluation mode; copies only if they are elsewhere."""
         baseline, analysed = self._models
         asked = self._device if device is None else str(device)
-        place = _place_of(analysed) if asked is None else usable_device(asked, "QuantAnalysis")
+        place = device_of(analysed) if asked is None else usable_device(asked, "QuantAnalysis")
         baseline, analysed = _moved(baseline, place), _moved(analysed, place)
         with undisturbed(baseline, analysed):
             yield baseline, analysed, place
@@ -227,11 +227,7 @@ class QuantAnalysis:
 
 
 def _moved(model: M, place: torch.device) -> M:
-    return model if _place_of(model) == place else copy.deepcopy(model).to(place)
-
-
-def _place_of(model: nn.Module) -> torch.device:
-    return next((t.device for t in model.state_dict().values()), torch.device("cpu"))
+    return model if device_of(model) == place else copy.deepcopy(model).to(place)
 
 
 def _device_of(device_ids: int | list[int] | None) -> str | None:

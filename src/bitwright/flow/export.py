@@ -18,7 +18,9 @@ from bitwright.exporters.onnx_qdq import export_qdq
 from bitwright.flow.convert import QuantizedModel, decided, warn_of_saturation
 from bitwright.flow.outputs import check_writable
 from bitwright.flow.tables import build_tables, settled
+from bitwright.graph.device import device_of
 from bitwright.graph.graph import Graph
+from bitwright.numerics.cosine import cosine
 from bitwright.ops.table import with_tables
 from bitwright.plan.plan import Plan
 from bitwright.runtime.proof import Proof
@@ -88,14 +90,14 @@ def _validation(
     written: onnx.ModelProto,
     samples: Mapping[str, Tensor],
 ) -> dict[str, float]:
-    device = next((p.device for p in prepared.parameters()), torch.device("cpu"))
+    device = device_of(prepared)
     inputs = [samples[spec.name].to(device) for spec in graph.info.inputs]
     with evaluating(prepared, FakeQuantState.VALIDATION):
         expected = prepared(*inputs)
     got = QuantizedModel.of(graph, plan, written)(*[x.cpu() for x in inputs])
     structure = graph.graph.output_node().args[0]
     ours, theirs = (dict(_tensors(graph, structure, outputs)) for outputs in (expected, got))
-    return {n: _cosine(ours[n].cpu(), y) for n, y in theirs.items() if n in ours and y.is_floating_point()}
+    return {n: agreement(ours[n].cpu(), y) for n, y in theirs.items() if n in ours and y.is_floating_point()}
 
 
 def _tensors(graph: Graph, structure: Any, outputs: Any) -> Iterator[tuple[str, Tensor]]:
@@ -111,11 +113,9 @@ def _tensors(graph: Graph, structure: Any, outputs: Any) -> Iterator[tuple[str, 
             yield from _tensors(graph, part, found)
 
 
-def _cosine(a: Tensor, b: Tensor) -> float:
+def agreement(a: Tensor, b: Tensor) -> float:
     """Of the finite elements; 1 for two vectors of zeros, 0 where other elements are finite."""
     finite = a.isfinite()
     if not torch.equal(finite, b.isfinite()):
         return 0.0
-    x, y = a[finite].double(), b[finite].double()
-    norms = float(x.norm() * y.norm())
-    return float(x @ y) / norms if norms else float(torch.equal(x, y))
+    return float(cosine(a[finite][None], b[finite][None]))

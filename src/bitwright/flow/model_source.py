@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bitwright.errors import ModelError, explained
+from bitwright.train.checkpoint import EXTRA
 
 
 def import_object(spec: str, flag: str) -> Any:
@@ -89,7 +90,7 @@ def _allow_missing_counters(state: dict[str, Tensor]) -> None:
 
 
 def _is_entry(key: object, value: object) -> bool:
-    return isinstance(key, str) and (isinstance(value, Tensor) or key.endswith("_extra_state"))
+    return isinstance(key, str) and (isinstance(value, Tensor) or key.endswith(EXTRA))
 
 
 def _load_module(path: Path) -> ModuleType:

@@ -15,6 +15,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from bitwright.errors import ModelError
 from bitwright.flow.bench import read_model
 from bitwright.flow.wishes import Choice, attributes_of, choose, granted, report_of
+from bitwright.graph.device import device_of
 from bitwright.graph.graph import Graph, GraphInput
 from bitwright.graph.op import Op, Role
 from bitwright.graph.replay import Replay
@@ -270,7 +271,7 @@ def _check_example(x: object, spec: GraphInput, names: Sequence[str]) -> None:
 
 def _placed(example: Mapping[str, Tensor], graph: Graph) -> dict[str, Tensor]:
     """*example* where the parameters of *graph* are."""
-    device = next((t.device for t in graph.state_dict().values()), torch.device("cpu"))
+    device = device_of(graph)
     return {n: x.to(device) for n, x in example.items()}
 
 

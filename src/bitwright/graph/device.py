@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from bitwright.errors import ModelError
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the parameters and buffers of *module* are; the CPU if it has none."""
+    return next((t.device for t in module.state_dict().values()), torch.device("cpu"))
 
 
 def usable_device(name: str, where: str = "--device") -> torch.device:

@@ -88,6 +88,7 @@ class _Joining:
         self._names = {i.name: i.name for i in trained.info.inputs}
         self._nodes = {name: value.node for name, value in self.made.values.items()}
         self._added: list[str] = []
+        self._stored = {str(n.target) for n in trained.graph.nodes} | {*trained.state_dict()}
 
     def done(self) -> TrainingBranch | None:
         weights = {v.name for v in self.made.values.values() if v.is_constant}
@@ -165,13 +166,12 @@ class _Joining:
     def _copied(self, op: Op, path: str) -> Op:
         """*op* without what is only stored at its *path*: parameters of the author's, operators inside."""
         own = copy.copy(op)
-        stored = {str(n.target) for n in self.trained.graph.nodes} | {*self.trained.state_dict()}
         for held in ("_parameters", "_buffers", "_modules"):
             inside: dict[str, Any] = vars(op)[held]
             vars(own)[held] = {
                 key: x
                 for key, x in inside.items()
-                if not any(t == f"{path}.{key}" or t.startswith(f"{path}.{key}.") for t in stored)
+                if not any(t == f"{path}.{key}" or t.startswith(f"{path}.{key}.") for t in self._stored)
             }
         own._non_persistent_buffers_set = {*op._non_persistent_buffers_set}
         return own

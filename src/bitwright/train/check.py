@@ -91,10 +91,10 @@ def _fusable(prepared: PreparedModel, graph: Graph) -> Table:
 
 def _called_times(prepared: PreparedModel, graph: Graph) -> Table:
     """Modules with parameters that do not run exactly once: 0 = unused, more = shared."""
-    called = [prepared.get_submodule(str(n.target)) for n in prepared.graph.nodes if n.op == "call_module"]
+    run = [prepared.get_submodule(str(n.target)) for n in prepared.graph.nodes if n.op == "call_module"]
     names = {
         *graph.op_names,
-        *(m.name for m in called if isinstance(m, Op)),
+        *(m.name for m in run if isinstance(m, Op)),
     }  # also what training alone computes
     calls = Counter(name.partition("._call_")[0] for name in names)
     quantizers = {path for path, _ in prepared.quantizers}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from bitwright.graph.device import device_of
 from bitwright.graph.graph import OUTPUT, Graph, Value
 from bitwright.graph.op import Role
 from bitwright.graph.structure import graph_of, records_of
@@ -327,7 +327,7 @@ class _Insertion:
             spec = replace(spec, power_of_two=True)
         kind = FAKE_QUANTS.get(config.fake_quant, where="qconfig")
         observer = make_observer(config.observer, spec, spec.scales(shape), config.options)
-        device = next((t.device for t in self.source.state_dict().values()), torch.device("cpu"))
+        device = device_of(self.source)
         return kind(value, spec, shape, observer, is_weight=is_weight).to(device)
 
     def _register(self, path: str, quantizer: nn.Module) -> str:

@@ -82,6 +82,13 @@ class Quantizer(nn.Module, ABC):
         state = self.state
         if self.training and state.wants_eval:
             self.notice.give(state)
+        if state is not FakeQuantState.FLOAT and self.observer.lo.dtype.itemsize < 4:
+            raise ModelError(
+                f"quantizer of {self.value}",
+                expected="a range in float32",
+                found=f"{self.observer.lo.dtype}, in which no scale is exact",
+                remedy="Prepare and calibrate in float32 again, and use torch.autocast instead of .half() or .bfloat16().",
+            )
         if state.observes:
             self.observe(x, rectified)
         if not state.quantizes or (x.numel() == 0 and not self.has_range):
@@ -92,13 +99,6 @@ class Quantizer(nn.Module, ABC):
                 expected="a range before fake quantization",
                 found="no calibration",
                 remedy="Set FakeQuantState.CALIBRATION, run some batches, then VALIDATION; or load_observer_params.",
-            )
-        if self.observer.lo.dtype.itemsize < 4:
-            raise ModelError(
-                f"quantizer of {self.value}",
-                expected="a range in float32",
-                found=f"{self.observer.lo.dtype}, in which no scale is exact",
-                remedy="Take back .half() or .bfloat16(): prepare and calibrate in float32, and use torch.autocast.",
             )
         return self.rounded(x.float(), rectified).to(x.dtype)
 
