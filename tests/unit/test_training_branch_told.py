@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from bitwright import FakeQuantState, capture, prepare, set_fake_quantize
 from bitwright.graph.op import Op
+from bitwright.graph.training_branch import OfValue, is_faithful, join_training
+from bitwright.importers.from_torch import capture_training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,6 +97,20 @@ def test_a_branch_that_draws_numbers_is_told_and_left_out() -> None:
     set_fake_quantize(ours, FakeQuantState.FLOAT)
 
     assert torch.equal(ours.train()(features()), ours.eval()(features()))
+
+
+def test_a_joined_graph_is_compared_with_what_training_computes() -> None:
+    model, x = OtherWeights().eval(), features(4)
+    with pytest.warns(UserWarning, match="branches on self.training"):
+        graph = capture(model, x)
+    trained = capture_training(model, x, dynamic=True)
+    assert trained is not None
+    branch = join_training(graph, trained)
+    assert branch is not None
+    mistaken = replace(branch, outputs=OfValue("fc3"))
+
+    assert is_faithful(branch, trained, {"x": x})
+    assert not is_faithful(mistaken, trained, {"x": x})
 
 
 class _Custom(Net):
